@@ -1,0 +1,1 @@
+"""Training: degradation of clean clips, packed training data, and the training stages."""
