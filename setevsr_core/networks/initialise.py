@@ -1,0 +1,27 @@
+"""Explicit initialisation for training; constructors do none of their own (a host may create layers without weights)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .semantic_attention import SemanticAttention
+from .temporal_spatial import TemporalSpatialAwareness
+from .temporal_transformer import TemporalTransformer
+
+
+@torch.no_grad()
+def zero_new_modules(network: nn.Module) -> None:
+    """Zero the output layers of SeAM, temporal transformer and TSAM: the network then equals its baseline exactly."""
+    for module in network.modules():
+        if isinstance(module, SemanticAttention):
+            outputs = [module.attn.to_out[0]]
+        elif isinstance(module, TemporalTransformer):
+            outputs = [module.proj_out]
+        elif isinstance(module, TemporalSpatialAwareness):
+            outputs = [module.mlp_out]
+        else:
+            continue
+        for layer in outputs:
+            for parameter in layer.parameters():
+                parameter.zero_()
