@@ -68,8 +68,16 @@ def install_with_comfy_cli(target: Path, url: str | None, timeout_s: float = 300
     source = ["--url", url] if url else ["--version", COMFYUI_VERSION]
     command = [str(comfy), "--skip-prompt", "--workspace", str(target), "install", *source]
     command += ["--skip-manager", "--skip-torch-or-directml", "--skip-requirement", "--cpu"]
-    # comfy-cli then uses this environment instead of making one of its own inside the tree.
-    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "DO_NOT_TRACK": "1", "GIT_TERMINAL_PROMPT": "0"}
+    home = target.parent / "comfy-cli-home"
+    (home / ".config").mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "VIRTUAL_ENV": sys.prefix,  # used as it is; otherwise comfy-cli makes an environment inside the tree
+        "HOME": str(home),  # comfy-cli notes the tree as the person's recent workspace; this one is none of theirs
+        "GIT_CONFIG_GLOBAL": os.environ.get("GIT_CONFIG_GLOBAL", str(Path.home() / ".gitconfig")),
+        "GIT_TERMINAL_PROMPT": "0",
+        "DO_NOT_TRACK": "1",
+    }
     try:
         subprocess.run(command, env=environment, check=True, timeout=timeout_s, stdout=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError) as error:

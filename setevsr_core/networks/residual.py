@@ -8,9 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SPADE_HIDDEN = 128
-
-
 class SPADE(nn.Module):
     """Spatially adaptive normalisation: GroupNorm(x) * (1 + gamma(map)) + beta(map), after MGLD-VSR.
 
@@ -18,14 +15,14 @@ class SPADE(nn.Module):
     weights or trains them.
     """
 
-    def __init__(self, channels: int, map_channels: int, *, ops: Any = nn, dtype: torch.dtype | None = None,
+    def __init__(self, channels: int, map_channels: int, hidden: int = 128, *, ops: Any = nn, dtype: torch.dtype | None = None,
                  device: Any = None):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
         self.param_free_norm = ops.GroupNorm(32, channels, eps=1e-5, **kw)
-        self.mlp_shared = nn.ModuleList([ops.Conv2d(map_channels, SPADE_HIDDEN, 3, padding=1, **kw)])
-        self.mlp_gamma = ops.Conv2d(SPADE_HIDDEN, channels, 3, padding=1, **kw)
-        self.mlp_beta = ops.Conv2d(SPADE_HIDDEN, channels, 3, padding=1, **kw)
+        self.mlp_shared = nn.ModuleList([ops.Conv2d(map_channels, hidden, 3, padding=1, **kw)])
+        self.mlp_gamma = ops.Conv2d(hidden, channels, 3, padding=1, **kw)
+        self.mlp_beta = ops.Conv2d(hidden, channels, 3, padding=1, **kw)
 
     def forward(self, x: Tensor, lr_map: Tensor) -> Tensor:
         """x (N, C, h, w), lr_map (N, map_channels, h, w) -> (N, C, h, w)."""
@@ -34,10 +31,13 @@ class SPADE(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """GN, SiLU, conv; + time; GN, SiLU, conv; SPADE where the block has LR maps; + skip."""
+    """GN, SiLU, conv; + time; GN, SiLU, conv; SPADE where the block has LR maps; + skip.
 
-    def __init__(self, in_channels: int, out_channels: int, time_dim: int, map_channels: int = 0, *, ops: Any = nn,
-                 dtype: torch.dtype | None = None, device: Any = None):
+    spade: channels of the LR maps and of SPADE's hidden layer, or None for a block without SPADE.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int, spade: tuple[int, int] | None = None, *,
+                 ops: Any = nn, dtype: torch.dtype | None = None, device: Any = None):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
         self.norm1 = ops.GroupNorm(32, in_channels, eps=1e-5, **kw)
@@ -45,7 +45,7 @@ class ResidualBlock(nn.Module):
         self.time_emb_proj = ops.Linear(time_dim, out_channels, **kw)
         self.norm2 = ops.GroupNorm(32, out_channels, eps=1e-5, **kw)
         self.conv2 = ops.Conv2d(out_channels, out_channels, 3, padding=1, **kw)
-        self.spade = SPADE(out_channels, map_channels, ops=ops, **kw) if map_channels else None
+        self.spade = SPADE(out_channels, *spade, ops=ops, **kw) if spade else None
         self.conv_shortcut = ops.Conv2d(in_channels, out_channels, 1, **kw) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, time: Tensor, lr_map: Tensor | None = None) -> Tensor:

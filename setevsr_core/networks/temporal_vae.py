@@ -47,7 +47,8 @@ class VAEConfig:
 
     @classmethod
     def nano(cls, **changes: Any) -> VAEConfig:
-        sizes: dict[str, Any] = {"channels": (96, 160), "patch": 4, "mid_attention": False, "fusion_levels": (0, 1)}
+        sizes: dict[str, Any] = {"channels": (96, 128), "patch": 4, "mid_attention": False, "fusion_levels": (0, 1),
+                                 "growth": 16}
         return cls(**{**sizes, **changes})
 
     def to_dict(self) -> dict[str, Any]:

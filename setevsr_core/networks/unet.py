@@ -32,6 +32,7 @@ class DenoiserConfig:
     latent_channels: int = 4
     spade: bool = True
     map_channels: int = 256
+    spade_hidden: int = 128
     lr_channels: tuple[int, ...] = (256, 256, 512, 512)
     lr_layers: int = 2
     lr_heads: int = 4
@@ -50,8 +51,8 @@ class DenoiserConfig:
     def nano(cls, **changes: Any) -> DenoiserConfig:
         """The small size that ships with the package and runs on a CPU."""
         sizes: dict[str, Any] = {
-            "channels": (64, 128, 192, 256), "head_dim": 32, "context_dim": 64, "map_channels": 64,
-            "lr_channels": (64, 64, 96, 96), "lr_layers": 1, "baseline_temporal": False,
+            "channels": (64, 64, 96, 128), "head_dim": 32, "context_dim": 32, "map_channels": 64, "spade_hidden": 64,
+            "lr_channels": (64, 64, 64, 64), "lr_layers": 1, "baseline_temporal": False,
         }
         return cls(**{**sizes, **changes})
 
@@ -62,6 +63,11 @@ class DenoiserConfig:
     def from_dict(cls, values: dict[str, Any]) -> DenoiserConfig:
         known = {f.name for f in fields(cls)}
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+
+    @property
+    def spade_sizes(self) -> tuple[int, int] | None:
+        """Channels of the LR maps and of SPADE's hidden layer; None without SPADE."""
+        return (self.map_channels, self.spade_hidden) if self.spade else None
 
     def site(self, part: Literal["down", "mid", "up"], level: int) -> SiteModules:
         """The modules of a site; `level` counts from the finest, the mid block is the level after the coarsest."""
@@ -92,8 +98,9 @@ class Level(nn.Module):
         super().__init__()
         self.first_site = first_site
         time_dim = 4 * config.channels[0]
-        map_channels = config.map_channels if config.spade else 0
-        self.resnets = nn.ModuleList([ResidualBlock(n, channels, time_dim, map_channels, **kw) for n in in_channels])
+        self.resnets = nn.ModuleList([
+            ResidualBlock(n, channels, time_dim, config.spade_sizes, **kw) for n in in_channels
+        ])
         self.attentions = nn.ModuleList([] if first_site is None else [
             _site(config, channels, part, level, **kw) for _ in in_channels
         ])
@@ -124,9 +131,8 @@ class MidBlock(nn.Module):
     def __init__(self, config: DenoiserConfig, site: int, **kw: Any):
         super().__init__()
         channels, time_dim = config.channels[-1], 4 * config.channels[0]
-        map_channels = config.map_channels if config.spade else 0
         self.site = site
-        self.resnets = nn.ModuleList([ResidualBlock(channels, channels, time_dim, map_channels, **kw)
+        self.resnets = nn.ModuleList([ResidualBlock(channels, channels, time_dim, config.spade_sizes, **kw)
                                       for _ in range(2)])
         self.attentions = nn.ModuleList([_site(config, channels, "mid", len(config.channels) - 1, **kw)])
         baseline = config.baseline_temporal

@@ -64,7 +64,7 @@ def prepare_conditions(
 def tile_region(
     tile: Tile, grid: tuple[int, int], content: tuple[float, float], margin: int
 ) -> tuple[float, float, float, float]:
-    """(top, left, bottom, right) of a tile plus margin as fractions of the frame, never empty.
+    """(top, bottom, left, right) of a tile plus margin as fractions of the frame, never empty.
 
     A tile that lies wholly in the padding gets the frame's last rows or columns, of which the padding is a mirror.
     """
@@ -76,7 +76,7 @@ def tile_region(
 
     top, bottom = span(tile.top, tile.bottom, grid[0], content[0])
     left, right = span(tile.left, tile.right, grid[1], content[1])
-    return top, left, bottom, right
+    return top, bottom, left, right
 
 
 def _check(lr_latents: torch.Tensor, frame_indices: Sequence[int], semantics: Any) -> None:
