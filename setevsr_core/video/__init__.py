@@ -1,0 +1,1 @@
+"""Everything about frames in time: reading, shots, segments, scaling, colour, stitching, writing."""

@@ -1,0 +1,157 @@
+"""Lazy video reading: one decoded frame at a time, in the colours that the file means."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Generator, Iterator
+from fractions import Fraction
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import SettingsError, VideoError
+from .source import VideoSource, audio_streams, name_of, open_source, video_errors, video_stream
+from .yuv import ColourTags, bit_depth, frame_to_rgb, tags_of
+
+logger = logging.getLogger(__name__)
+
+
+class VideoReader:
+    """Iterates the frames of a video as RGB (H,W,3) float32 in 0..1 on the CPU, in bounded memory.
+
+    `source` is a path or a binary file object (as ComfyUI's `VIDEO.get_stream_source()` gives). `start` and
+    `duration` in seconds choose a part (duration None or 0: to the end): the frames that begin in [start, start +
+    duration). Every iteration starts anew. Display rotation by quarter turns is applied; deep colour (10 bit and
+    more) keeps its precision; alpha is dropped.
+    Errors: VideoError naming the file when it is missing, empty, damaged, without video, or has no frame in the
+    chosen part; SettingsError for a negative time.
+    """
+
+    def __init__(self, source: VideoSource, start: float = 0.0, duration: float | None = None) -> None:
+        if not (math.isfinite(start) and start >= 0):
+            raise SettingsError(f"start is {start}; it must be 0 or more seconds")
+        if duration is not None and not (math.isfinite(duration) and duration >= 0):
+            raise SettingsError(f"duration is {duration}; it must be a positive number of seconds, or 0 for all")
+        self.source = source
+        self.name = name_of(source)
+        self.start = start
+        self.duration = duration or None
+        self._iterations: list[Generator[Tensor, None, None]] = []
+        self._closed = False
+        self._probe()
+
+    def _probe(self) -> None:
+        """Reads the properties off the stream and off the first frame (only that tells rotation and colours for
+        certain).
+        """
+        with open_source(self.source) as container:
+            stream = video_stream(container, self.name)
+            rate = stream.average_rate or stream.guessed_rate or stream.base_rate
+            if not rate or rate <= 0:
+                raise VideoError(f"'{self.name}' does not say its frame rate; convert it to mp4 first")
+            self.frame_rate = Fraction(rate)
+            self.has_audio = bool(audio_streams(container))
+            declared = stream.frames or None
+            length = stream.duration * stream.time_base if stream.duration else None
+            if length is None and container.duration:
+                length = Fraction(container.duration, 1_000_000)
+            first = next(self._decode(container, stream), None)
+            if first is None:
+                part = (
+                    f" between {self.start:g} s and its end or {self.duration} s later"
+                    if self.start or self.duration
+                    else ""
+                )
+                raise VideoError(f"'{self.name}' has no frame that can be decoded{part}")
+            frame, self.first_time = first
+        self.tags: ColourTags = tags_of(frame)
+        self.bit_depth: int = bit_depth(frame)
+        turned = _quarter_turns(frame) % 2 == 1
+        self.size: tuple[int, int] = (frame.width, frame.height) if turned else (frame.height, frame.width)
+        aspect = Fraction(stream.sample_aspect_ratio or 1)
+        self.pixel_aspect: Fraction = 1 / aspect if turned else aspect
+        self.num_frames: int | None = None if self.start or self.duration else declared
+        self.expected_frames: int | None = self.num_frames or self._expect(length)
+
+    def _expect(self, length: Fraction | None) -> int | None:
+        """An estimate of the number of frames, for progress bars."""
+        rest = max(0.0, float(length) - self.start) if length is not None else None
+        seconds = min((value for value in (rest, self.duration) if value is not None), default=None)
+        return None if seconds is None else max(1, round(seconds * self.frame_rate))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self._closed:
+            raise VideoError(f"'{self.name}' was closed; open it again to read it")
+        iteration = self._frames()
+        self._iterations.append(iteration)
+        return iteration
+
+    def _frames(self) -> Generator[Tensor, None, None]:
+        with open_source(self.source) as container:
+            stream = video_stream(container, self.name)
+            stream.thread_type = "AUTO"
+            uneven = False
+            for index, (frame, time) in enumerate(self._decode(container, stream)):
+                drift = abs((time - self.first_time) * self.frame_rate - index)
+                if drift > 2 and not uneven:
+                    uneven = True
+                    logger.warning(
+                        "'%s' has no constant frame rate (frame %d is %.1f frames off); sound may drift",
+                        self.name,
+                        index,
+                        drift,
+                    )
+                picture = torch.rot90(frame_to_rgb(frame, self.tags), _quarter_turns(frame), (0, 1))
+                if tuple(picture.shape[:2]) != self.size:
+                    raise VideoError(
+                        f"'{self.name}' changes its size from {self.size[1]}x{self.size[0]} "
+                        f"to {picture.shape[1]}x{picture.shape[0]} at frame {index}; cut it there first"
+                    )
+                yield picture.contiguous()
+
+    def _decode(self, container: Any, stream: Any) -> Iterator[tuple[Any, Fraction]]:
+        """(PyAV frame, its time in seconds on the file's own clock) of the chosen part."""
+        base, offset = stream.time_base, stream.start_time or 0
+        # Rounded down to the stream's ticks, as ComfyUI trims: both then choose the same frames.
+        first = offset + int(self.start / base)
+        last = offset + int((self.start + self.duration) / base) if self.duration else None
+        if self.start:
+            with video_errors(self.name, "cannot be searched"):
+                container.seek(first, stream=stream, backward=True)
+        frames = container.decode(stream)
+        count = 0
+        while True:
+            with video_errors(self.name, f"is damaged after frame {count} of the part that was read"):
+                frame = next(frames, None)
+            if frame is None:
+                return
+            # A few raw formats have no time stamps: count instead.
+            pts = frame.pts if frame.pts is not None else offset + round(count / self.frame_rate / base)
+            count += 1
+            if last is not None and pts >= last:
+                return
+            if pts >= first or not self.start:
+                yield frame, pts * Fraction(base)
+
+    def close(self) -> None:
+        """Ends running iterations and releases the file."""
+        self._closed = True
+        for iteration in self._iterations:
+            iteration.close()
+        self._iterations.clear()
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _quarter_turns(frame: Any) -> int:
+    """Quarter turns counter-clockwise that the display matrix of a PyAV frame asks for, 0..3."""
+    return round(getattr(frame, "rotation", 0) / 90) % 4
