@@ -1,0 +1,115 @@
+"""Putting named tensors into a network: checked by name and shape first, then assigned without a second copy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+Module = TypeVar("Module", bound=nn.Module)
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape."""
+    return {key: tuple(value.shape) for key, value in tensors.items()}
+
+
+def build(make: Callable[..., Module], tensors: Mapping[str, Tensor], *, name: str, dtype: torch.dtype | None,
+          device: Any, ops: Any = nn, fresh: Callable[[str], bool] = lambda _: False) -> Module:
+    """Build a network and give it its weights.
+
+    make: called as make(ops=, dtype=, device=). name: of the file, for messages. dtype None: as stored, but float32 on
+    the CPU. fresh: which missing tensors may be initialised anew (modules added for training); any other missing
+    tensor and any wrong shape is a `CheckpointError`. Tensors the network has no place for are logged and left out.
+    """
+    # Checked against plain torch layers: a host's layers may have no weights before they are loaded.
+    expected = shapes_of(make(ops=nn, dtype=torch.float32, device="meta").state_dict())
+    new = check(expected, tensors, name, fresh)
+    dtype = dtype or default_dtype(tensors.values(), device)
+    network = make(ops=ops, dtype=dtype, device="meta")
+    # One tensor at a time: what is converted or moved is copied once, what is not stays a view of the file.
+    network.load_state_dict({key: tensors[key].to(device=device, dtype=dtype) for key in expected if key in tensors},
+                            strict=False, assign=True)
+    if new:
+        initialise_missing(network, device)
+    return network.eval()
+
+
+def check(expected: Shapes, tensors: Mapping[str, Tensor], name: str, fresh: Callable[[str], bool]) -> list[str]:
+    """Compare names and shapes; return the missing names that may be initialised anew."""
+    missing = [key for key in expected if key not in tensors]
+    lacking = [key for key in missing if not fresh(key)]
+    if lacking:
+        raise CheckpointError(
+            f"{name} is incomplete: {len(lacking)} of {len(expected)} tensors are missing, such as {some(lacking)}; "
+            "download it again, or convert it again from the complete model."
+        )
+    for key, shape in expected.items():
+        if key in tensors and tuple(tensors[key].shape) != shape:
+            raise CheckpointError(
+                f"{name}: the tensor {key} is {list(tensors[key].shape)}, but the rest of the file asks for "
+                f"{list(shape)}; it belongs to another kind or size of network."
+            )
+    extra = [key for key in tensors if key not in expected]
+    if extra:
+        log.warning("%s: %d tensors have no place in this network and are left out, such as %s", name, len(extra),
+                    some(extra))
+    return missing
+
+
+def some(names: Collection[str], limit: int = 3) -> str:
+    """A few of many names."""
+    return ", ".join(sorted(names)[:limit])
+
+
+def default_dtype(tensors: Collection[Tensor], device: Any) -> torch.dtype:
+    """The type most weights are stored in; float32 on the CPU, which computes slowly or not at all in half types."""
+    if torch.device(device).type == "cpu":
+        return torch.float32
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
+    stored = max(sizes, key=lambda kind: sizes[kind], default=torch.float32)
+    return stored if stored.itemsize >= 2 else torch.bfloat16
+
+
+@torch.no_grad()
+def initialise_missing(network: nn.Module, device: Any) -> None:
+    """Give every layer that got no weights torch's usual initialisation; raw parameters become zero.
+
+    Output layers of SeTe-VSR's modules become zero where the module is wholly new, so that the network computes what
+    it did before the module was added.
+    """
+    from ..networks.initialise import zero_new_modules
+
+    added = [module for module in network.modules() if has_parameters(module) and is_unset(module)]
+    for module in network.modules():
+        own = list(module.parameters(recurse=False)) + list(module.buffers(recurse=False))
+        if not any(value.is_meta for value in own):
+            continue
+        module.to_empty(device=device, recurse=False)
+        reset = getattr(module, "reset_parameters", None)
+        for value in module.parameters(recurse=False):
+            value.zero_()
+        if callable(reset):
+            reset()
+    for module in added:
+        zero_new_modules(module)
+
+
+def has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def is_unset(module: nn.Module) -> bool:
+    """Whether no parameter of the module has a value yet."""
+    return all(value.is_meta for value in module.parameters())

@@ -1,0 +1,121 @@
+"""`setevsr info FILE` and `setevsr convert IN OUT`: what a weight file is, and writing it as a native file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import CheckpointError, SettingsError
+from .denoiser import load_denoiser
+from .files import TensorFile, open_source
+from .native import save_native
+from .registry import COMPONENTS, DENOISER, KINDS, SEMANTIC, VAE, FileInfo, describe, match
+from .semantic import load_semantic_encoder
+from .vae import load_temporal_vae
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+LOADERS: dict[str, Any] = {DENOISER: load_denoiser, VAE: load_temporal_vae, SEMANTIC: load_semantic_encoder}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `info` and `convert` to the command line."""
+    info = subparsers.add_parser("info", help="say what a weight file is")
+    info.add_argument("file", help="weight file or diffusers folder")
+    info.add_argument("--json", action="store_true", help="print as JSON")
+    info.set_defaults(run=run_info)
+
+    convert = subparsers.add_parser("convert", help="write a weight file in the native format")
+    convert.add_argument("source", help="weight file or diffusers folder")
+    convert.add_argument("target", help="native file to write (.safetensors)")
+    convert.add_argument("--kind", choices=KINDS, help="what to take from a file that holds several (default: the first)")
+    convert.add_argument("--dtype", choices=DTYPES, help="stored number type (default: as in the source)")
+    convert.add_argument("--head-dim", type=int, default=64, help="width of an attention head of the U-Net (default 64)")
+    convert.add_argument("--lr-heads", type=int, default=4, help="attention heads of the LR encoder (default 4)")
+    convert.set_defaults(run=run_convert)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run whichever of the two commands was given."""
+    return args.run(args)
+
+
+def run_info(args: argparse.Namespace) -> int:
+    file = open_source(args.file, tuple(part for kind in KINDS for part in COMPONENTS[kind]))
+    report = info_report(file)
+    print(json.dumps(report, indent=2) if args.json else info_text(report))
+    return 0
+
+
+def info_report(file: TensorFile) -> dict[str, Any]:
+    """What a file is, as plain values."""
+    info: FileInfo = describe(file)
+    report: dict[str, Any] = {
+        "file": info.name, "kind": info.kind, "layout": info.layout, "description": info.description,
+        "dtype": info.dtype, "parameters": info.parameters, "tensors": info.tensors, "holds": list(info.modules),
+        "parts": parts(file),
+    }
+    if file.metadata:
+        report["metadata"] = {key: value for key, value in file.metadata.items() if key != "setevsr.config"}
+        if "setevsr.config" in file.metadata:
+            report["config"] = json.loads(file.metadata["setevsr.config"])
+    return report
+
+
+def parts(file: TensorFile) -> dict[str, int]:
+    """Parameter counts of the usable parts, under our names (unet, lr_encoder, encoder, decoder, ...)."""
+    counts: dict[str, int] = {}
+    for kind in KINDS:
+        found = match(file, kind)
+        if found is None:
+            continue
+        entry, prefix = found
+        for key, value in entry.convert(file.tensors, prefix).items():
+            for part in named_parts(kind, key):
+                counts[part] = counts.get(part, 0) + value.numel()
+    return counts
+
+
+MODULE_TITLES = {".semantic_attention.": "SeAM", ".temporal_transformer.": "temporal transformer",
+                 ".temporal_spatial.": "TSAM", ".spade.": "SPADE", ".temporal_convs.": "temporal convolutions",
+                 ".temporal_attentions.": "temporal attention", ".fusion_layer_": "skip fusion"}
+
+
+def named_parts(kind: str, key: str) -> list[str]:
+    """The part a tensor belongs to and, within it, the added module."""
+    top = f"{kind}.{key.split('.', 1)[0]}"
+    return [top] + [f"{top}: {title}" for part, title in MODULE_TITLES.items() if part in key]
+
+
+def info_text(report: dict[str, Any]) -> str:
+    """The report as lines for a terminal."""
+    lines = [f"{report['file']}", f"  is {report['description']}"]
+    lines.append(f"  kind {report['kind']}, layout {report['layout']}, {report['dtype']}, "
+                 f"{report['parameters']:,} parameters in {report['tensors']} tensors")
+    lines += [f"  {name}: {size:,}" for name, size in report["parts"].items()]
+    if len(report["holds"]) > 1:
+        lines.append(f"  usable as: {', '.join(report['holds'])}")
+    lines += [f"  {key} = {value[:200]}" for key, value in report.get("metadata", {}).items() if key != "format"]
+    return "\n".join(lines)
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    target = Path(args.target)
+    if target.suffix != ".safetensors":
+        raise SettingsError(f"The target {target} must end with .safetensors.")
+    wanted = COMPONENTS[args.kind] if args.kind else tuple(part for kind in KINDS for part in COMPONENTS[kind])
+    file = open_source(args.source, wanted)
+    kind = args.kind or describe(file).kind
+    if kind not in LOADERS:
+        raise CheckpointError(f"{file.name} is {describe(file).description}; nothing in it can be converted.")
+    options = {"head_dim": args.head_dim, "lr_heads": args.lr_heads} if kind == DENOISER else {}
+    stored = {value.dtype for value in file.tensors.values() if value.is_floating_point()}
+    dtype = DTYPES[args.dtype] if args.dtype else (stored.pop() if len(stored) == 1 else torch.float32)
+    network = LOADERS[kind](file, dtype=dtype, **options)
+    save_native(network, target, {"source": Path(file.name).name})
+    print(f"{target}: {kind}, {sum(p.numel() for p in network.parameters()):,} parameters, "
+          f"{target.stat().st_size / 1e6:.1f} MB")
+    return 0

@@ -1,0 +1,133 @@
+"""Loading a denoiser from any known format, with its sizes read off the tensors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import CheckpointError
+from ..networks.denoiser import Denoiser, DenoiserConfig
+from .building import Shapes, build, shapes_of
+from .files import Source, TensorFile, folder_setting, open_source
+from .native import stored_config
+from .registry import COMPONENTS, DENOISER, find
+
+log = logging.getLogger(__name__)
+
+# Parts of the names of modules that SeTe-VSR or MGLD-VSR add to SD 2.1's U-Net; only these may start anew.
+ADDED = (".semantic_attention.", ".temporal_transformer.", ".temporal_spatial.", ".temporal_convs.",
+         ".temporal_attentions.", ".spade.", "lr_encoder.")
+
+
+def load_denoiser(source: Source | TensorFile, *, head_dim: int = 64, lr_heads: int = 4,
+                  dtype: torch.dtype | None = None, device: Any = "cpu", ops: Any = nn,
+                  changes: Mapping[str, Any] | None = None) -> Denoiser:
+    """Load a denoiser: native, MGLD-VSR, or the U-Net of Stable Diffusion 2.1 (original or diffusers).
+
+    source: path of a file, of a diffusers folder, or a state dict.
+    head_dim, lr_heads: width of the attention heads and number of heads of the LR encoder; no tensor shows them, so
+        they are taken from here unless a native file stores them.
+    dtype: None keeps the stored type (float32 on the CPU).
+    changes: fields of `DenoiserConfig` to alter, for training. Modules this adds are initialised so that SeAM,
+        temporal transformer and TSAM leave the output as it was.
+    The network has the modules the file has: a plain SD 2.1 U-Net gives one without SPADE and LR encoder.
+    Raises `CheckpointError` naming the file, what it is and what was expected.
+    """
+    file = open_source(source, COMPONENTS[DENOISER])
+    entry, prefix = find(file, DENOISER)
+    tensors = entry.convert(file.tensors, prefix)
+    warn_about_velocity(file)
+    stored = stored_config(file)
+    if stored is not None:
+        config = DenoiserConfig.from_dict(stored)
+    else:
+        config = read_config(shapes_of(tensors), file.name, head_dim=head_dim, lr_heads=lr_heads)
+    config = replace(config, **changes) if changes else config
+    empty_text = tensors.pop("empty_text", None)
+    log.info("%s: %s", file.name, entry.title)
+    network = build(partial(Denoiser, config), tensors, name=file.name, dtype=dtype, device=device, ops=ops,
+                    fresh=is_added if changes else lambda _: False)
+    if empty_text is not None:
+        network.empty_text = empty_text.to(device=device, dtype=network.dtype)
+    return network
+
+
+def is_added(name: str) -> bool:
+    """Whether a tensor belongs to a module that SD 2.1 does not have."""
+    return any(part in name for part in ADDED)
+
+
+def read_config(shapes: Shapes, name: str, *, head_dim: int, lr_heads: int) -> DenoiserConfig:
+    """Sizes of a denoiser from the shapes of its tensors, under our names."""
+    try:
+        return _read_config(shapes, head_dim, lr_heads)
+    except (KeyError, IndexError, StopIteration) as error:
+        raise CheckpointError(
+            f"{name} looks like a denoiser but lacks {error}; it is incomplete: download it again."
+        ) from error
+
+
+def _read_config(shapes: Shapes, head_dim: int, lr_heads: int) -> DenoiserConfig:
+    levels = count(shapes, "unet.down_blocks.")
+    channels = tuple(shapes[f"unet.down_blocks.{i}.resnets.0.conv1.weight"][0] for i in range(levels))
+    context = next((shape for key, shape in shapes.items() if key.endswith(".attn2.to_k.weight")), None)
+    if context is None:
+        raise KeyError("every text attention layer")
+    sizes: dict[str, Any] = {
+        "channels": channels,
+        "layers": count(shapes, "unet.down_blocks.0.resnets."),
+        "head_dim": head_dim,
+        "context_dim": context[1],
+        "latent_channels": shapes["unet.conv_in.weight"][1],
+        "spade": "unet.mid_block.resnets.0.spade.mlp_shared.0.weight" in shapes,
+        "baseline_temporal": "unet.mid_block.temporal_convs.0.temporal_conv.weight" in shapes,
+        "semantic_levels": semantic_levels(shapes, levels),
+        "temporal_sites": sites_of(shapes, ".temporal_transformer."),
+        "temporal_spatial_sites": sites_of(shapes, ".temporal_spatial."),
+        "lr_heads": lr_heads,
+    }
+    if sizes["spade"]:
+        hidden, maps = shapes["unet.mid_block.resnets.0.spade.mlp_shared.0.weight"][:2]
+        sizes |= {"spade_hidden": hidden, "map_channels": maps}
+    lr_levels = count(shapes, "lr_encoder.down_blocks.")
+    if lr_levels:
+        sizes["lr_channels"] = tuple(
+            shapes[f"lr_encoder.down_blocks.{i}.resnets.0.conv1.weight"][0] for i in range(lr_levels)
+        )
+        sizes["lr_layers"] = count(shapes, "lr_encoder.down_blocks.0.resnets.")
+    return DenoiserConfig(**sizes)
+
+
+def count(shapes: Shapes, prefix: str) -> int:
+    """How many modules of a list there are: one more than the highest index behind the prefix."""
+    return 1 + max((int(key[len(prefix) :].split(".", 1)[0]) for key in shapes if key.startswith(prefix)), default=-1)
+
+
+def semantic_levels(shapes: Shapes, levels: int) -> tuple[int, ...]:
+    """Levels with SeAM, finest 0; the mid block counts as the coarsest level."""
+    places = {key.split(".attentions.")[0] for key in shapes if ".semantic_attention." in key}
+    found = {i for i in range(levels) if f"unet.down_blocks.{i}" in places}
+    return tuple(sorted(found | ({levels - 1} if "unet.mid_block" in places else set())))
+
+
+def sites_of(shapes: Shapes, part: str) -> str:
+    """Which sites carry a module: "all", "up", "mid" or "none"."""
+    places = {key.split(".")[1] for key in shapes if part in key}
+    if len(places) == 3:
+        return "all"
+    return {"up_blocks": "up", "mid_block": "mid"}.get(next(iter(places), ""), "none")
+
+
+def warn_about_velocity(file: TensorFile) -> None:
+    """Say so when a diffusers folder declares v-prediction (SD 2.1 at 768): the weights cannot show it."""
+    if file.path is None:
+        return
+    if folder_setting(file.path, "scheduler/scheduler_config.json", "prediction_type") == "v_prediction":
+        log.warning("%s predicts v (Stable Diffusion 2.1 at 768 px), SeTe-VSR builds on noise prediction: "
+                    "use stable-diffusion-2-1-base", file.name)

@@ -1,0 +1,254 @@
+"""Reading weight files without running what is in them: safetensors, torch zip files, diffusers folders.
+
+Tensors stay memory-mapped views of the file wherever the format allows it, so opening a 6 GB file costs no memory
+until a tensor is used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+Source = str | Path | Mapping[str, Any]
+
+EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+# Names under which training programs nest the weights, most specific first.
+NESTED = ("state_dict", "model_state_dict", "params_ema", "params", "model")
+# Prefixes that wrappers (DataParallel, torch.compile) put before every key.
+WRAPPERS = ("module.", "_orig_mod.")
+WEIGHT_NAMES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.bin",
+    "model.safetensors",
+)
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """Named tensors, the text metadata stored with them, and a name for messages."""
+
+    tensors: dict[str, Tensor]
+    name: str
+    metadata: dict[str, str] = field(default_factory=dict)
+    path: Path | None = None
+
+
+def open_source(source: Source | TensorFile, component: tuple[str, ...] = ()) -> TensorFile:
+    """Open a path, a folder or a state dict.
+
+    `component` names the subfolders or native files that are tried inside a folder, e.g. ("unet", "denoiser").
+    Raises `CheckpointError` naming the file, what is wrong with it and what to do.
+    """
+    if isinstance(source, TensorFile):
+        return source
+    if isinstance(source, Mapping):
+        return TensorFile(plain_tensors(source, "the given state dict"), "the given state dict")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        path = file_in_folder(path, component)
+    elif not path.exists():
+        raise CheckpointError(missing_message(path))
+    return read_file(path)
+
+
+def read_file(path: Path) -> TensorFile:
+    """Read one weight file; what it is is told by its first bytes, not by its name."""
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+    name = str(path)
+    if not head:
+        raise CheckpointError(f"{name} is empty (0 bytes); download or copy it again.")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{name} is a git-lfs pointer, not the weights; run 'git lfs pull' or download the file.")
+    if head.lstrip()[:1] == b"<":
+        raise CheckpointError(f"{name} is a web page, not weights; the download link led to a page: download it again.")
+    if head.startswith(b"GGUF"):
+        raise CheckpointError(f"{name} is a GGUF file, which is not supported; use a .safetensors or .ckpt file.")
+    if head.startswith(b"PK") or head.startswith(b"\x80"):
+        return TensorFile(plain_tensors(read_pickle(path), name), name, path=path)
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
+        tensors, metadata = read_safetensors(path)
+        return TensorFile(plain_tensors(tensors, name), name, metadata, path)
+    raise CheckpointError(
+        f"{name} is neither a safetensors file nor a torch file (it starts with {head[:8]!r}); "
+        f"expected one of {', '.join(EXTENSIONS)}."
+    )
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Memory-mapped tensors and metadata of a safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as handle:
+            metadata = dict(handle.metadata() or {})
+            return {key: handle.get_tensor(key) for key in handle.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is not a complete safetensors file ({error}); it was probably cut off: download or copy it again."
+        ) from error
+
+
+def read_pickle(path: Path) -> Mapping[str, Any]:
+    """Read a .ckpt/.pt/.pth file with torch's weights-only reader: tensors and plain containers, no code.
+
+    Lightning files carry a few harmless records besides the weights; those are read as empty stand-ins.
+    """
+    try:
+        with harmless_records():
+            try:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "mmap" not in str(error):  # files older than torch 1.6 are no zip files and cannot be mapped
+                    raise
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(refusal(path, str(error))) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is not a complete torch file ({first_line(error)}); it was probably cut off: "
+            "download or copy it again."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not named weights; expected a state dict.")
+    return content
+
+
+def refusal(path: Path, reason: str) -> str:
+    """Why a pickle was not opened, naming what it asked for."""
+    wanted = re.search(r"GLOBAL ([\w.]+)", reason) or re.search(r"(?:class|function|global) ([\w.]+\.[\w.]+)", reason)
+    if wanted is None:
+        return (
+            f"{path} is not a plain torch weight file (weights-only reading stopped: {first_line(reason)}); it is "
+            "damaged or holds more than tensors: get the weights as .safetensors."
+        )
+    return (
+        f"{path} was refused: besides tensors it asks to run '{wanted[1]}', and opening it would execute code from "
+        "the file; get the weights as .safetensors, or save the bare state dict from the program that made it."
+    )
+
+
+def first_line(error: object) -> str:
+    """The first line of a message, at most 160 characters."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
+class _Record:
+    """Stand-in for a Lightning record that carries no weights; keeps nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+@contextmanager
+def harmless_records() -> Iterator[None]:
+    """Let the weights-only reader pass over the records of PyTorch Lightning and NumPy numbers.
+
+    SD 2.1 and other Lightning files name a ModelCheckpoint callback and NumPy scalars (best score); the callback is
+    read as an empty stand-in, so nothing of Lightning is imported or run.
+    """
+    allowed: list[Any] = [
+        (_Record, f"{package}.callbacks.model_checkpoint.ModelCheckpoint")
+        for package in ("pytorch_lightning", "lightning.pytorch")
+    ]
+    allowed += numpy_numbers()
+    with torch.serialization.safe_globals(allowed):
+        yield
+
+
+def numpy_numbers() -> list[Any]:
+    """What a pickled NumPy scalar needs; all of it only builds numbers."""
+    import _codecs
+
+    import numpy
+
+    multiarray = getattr(numpy, "_core", None) or numpy.core
+    scalar = multiarray.multiarray.scalar
+    kinds = {type(numpy.dtype(kind)) for kind in ("float64", "float32", "int64")}
+    return [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        numpy.dtype,
+        *kinds,
+        _codecs.encode,
+    ]
+
+
+def plain_tensors(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    """The tensors of a possibly nested state dict, without the prefixes of training wrappers.
+
+    Entries that are no tensors (step counters, hyper-parameters, optimiser states) are dropped.
+    """
+    for key in NESTED:
+        inner = content.get(key)
+        if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
+            return plain_tensors(inner, name)
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{name} holds no named tensors; expected a state dict of weights.")
+    for prefix in WRAPPERS:
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key[len(prefix) :]: value for key, value in tensors.items()}
+    return tensors
+
+
+def file_in_folder(folder: Path, component: tuple[str, ...]) -> Path:
+    """The weight file of one component inside a folder (diffusers model folder, its subfolder, or a preset)."""
+    places = [folder / part for part in component] + [folder]
+    for place in places:
+        for name in WEIGHT_NAMES:
+            if (place / name).is_file():
+                return place / name
+    for part in component:
+        if (folder / f"{part}.safetensors").is_file():
+            return folder / f"{part}.safetensors"
+    tried = " or ".join(f"{part}/" for part in component)
+    raise CheckpointError(
+        f"The folder {folder} holds no {WEIGHT_NAMES[0]}{f' (looked in {tried}and the folder itself)' if tried else ''}"
+        f"; it has: {listing(folder)}. Pick the weight file itself, or a complete diffusers folder."
+    )
+
+
+def missing_message(path: Path) -> str:
+    """What to say when a file does not exist: the folder it belongs to and what is there instead."""
+    folder = path.parent if str(path.parent) else Path(".")
+    if not folder.is_dir():
+        return f"There is no file {path}: the folder {folder.absolute()} does not exist; create it and put the file there."
+    return f"There is no file named {path.name} in the folder {folder.absolute()}, which has: {listing(folder)}. Put it there."
+
+
+def listing(folder: Path, limit: int = 8) -> str:
+    """The first few names in a folder, as one phrase."""
+    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) + more) or "nothing"
+
+
+def folder_setting(path: Path, relative: str, key: str) -> Any:
+    """One value of a JSON file near a weight file (diffusers folders), None when there is none."""
+    for base in (path.parent, path.parent.parent):
+        try:
+            return json.loads((base / relative).read_text("utf-8")).get(key)
+        except (OSError, ValueError, AttributeError):
+            continue
+    return None

@@ -1,0 +1,288 @@
+"""What a weight file is: known formats told by their tensor names, known strangers told by theirs.
+
+A format turns its tensors into this project's names; sizes are read off the shapes afterwards, so one reader serves
+every format (see denoiser.py, vae.py, semantic.py). Nothing here copies or computes on tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..errors import CheckpointError
+from . import key_maps
+from .files import Source, TensorFile, open_source
+
+Tensors = Mapping[str, Tensor]
+
+DENOISER, VAE, SEMANTIC = "denoiser", "vae", "semantic_encoder"
+KINDS = (DENOISER, VAE, SEMANTIC)
+KIND_TITLES = {DENOISER: "a denoiser", VAE: "a VAE", SEMANTIC: "a SAM 2 image encoder"}
+EXPECTED = {
+    DENOISER: "a SeTe-VSR denoiser, mgldvsr_unet.ckpt of MGLD-VSR, or Stable Diffusion 2.1-base (original or diffusers)",
+    VAE: "a SeTe-VSR VAE, video_vae_cfw.ckpt of MGLD-VSR, or the VAE of Stable Diffusion 2.1 (alone or in its checkpoint)",
+    SEMANTIC: "a SeTe-VSR semantic encoder or an official SAM 2 / SAM 2.1 checkpoint (sam2.1_hiera_*.pt or .safetensors)",
+}
+COMPONENTS = {DENOISER: ("unet", "denoiser"), VAE: ("vae",), SEMANTIC: ("semantic_encoder", "sam2")}
+
+
+@dataclass(frozen=True)
+class Format:
+    """One layout of one kind of weights.
+
+    `find` returns the prefix under which the weights stand, None when the file is something else; `convert` takes the
+    tensors and that prefix and returns them under this project's names.
+    """
+
+    kind: str
+    layout: str
+    title: str
+    find: Callable[[Tensors], str | None]
+    convert: Callable[[Tensors, str], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What a file is. `kind` is one of `KINDS` or "unknown"; `modules` names everything usable in it."""
+
+    kind: str
+    layout: str
+    description: str
+    name: str
+    dtype: str
+    parameters: int
+    tensors: int
+    modules: tuple[str, ...]
+
+
+def _first(tensors: Tensors, prefixes: tuple[str, ...], *names: str) -> str | None:
+    """The first prefix under which all the names exist."""
+    return next((p for p in prefixes if all(p + name in tensors for name in names)), None)
+
+
+def under(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    """The tensors below a prefix, named without it."""
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+# ---- denoiser -------------------------------------------------------------------------------------------------------
+LDM_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
+LR_PREFIX = "structcond_stage_model."
+UNET_PARTS = ("time_embed.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
+
+
+def _find_native_denoiser(tensors: Tensors) -> str | None:
+    return _first(tensors, ("",), "unet.conv_in.weight", "lr_encoder.conv_in.weight")
+
+
+def _find_mgld(tensors: Tensors) -> str | None:
+    return _first(tensors, LDM_PREFIXES, "input_blocks.0.0.weight", "input_blocks.1.0.spade.mlp_gamma.weight")
+
+
+def _find_sd_original(tensors: Tensors) -> str | None:
+    return _first(tensors, LDM_PREFIXES, "input_blocks.0.0.weight", "input_blocks.1.0.in_layers.0.weight", "out.2.weight")
+
+
+def _find_sd_diffusers(tensors: Tensors) -> str | None:
+    return _first(tensors, ("", "unet."), "conv_in.weight", "time_embedding.linear_1.weight", "conv_norm_out.weight")
+
+
+def convert_original_unet(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    """U-Net (and LR encoder, where there is one) of an original-layout file, under our names."""
+    unet = {key: value for key, value in under(tensors, prefix).items() if key.startswith(UNET_PARTS)}
+    table = key_maps.unet_table(key_maps.read_depth(unet))
+    converted = {f"unet.{key_maps.rename(key, table)}": value for key, value in unet.items()}
+    encoder = under(tensors, LR_PREFIX)
+    if encoder:
+        table = key_maps.lr_encoder_table(key_maps.read_depth(encoder))
+        converted |= {f"lr_encoder.{key_maps.rename(key, table)}": value for key, value in encoder.items()}
+    return converted
+
+
+def _as_they_are(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    return under(tensors, prefix)
+
+
+def _diffusers_unet(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    return {f"unet.{key}": value for key, value in under(tensors, prefix).items()}
+
+
+# ---- VAE ------------------------------------------------------------------------------------------------------------
+VAE_PREFIXES = ("", "first_stage_model.", "vae.", "model.")
+VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+
+
+def _find_diffusers_vae(tensors: Tensors) -> str | None:
+    names = "encoder.down_blocks.0.resnets.0.norm1.weight", "decoder.up_blocks.0.resnets.0.norm1.weight"
+    return _first(tensors, VAE_PREFIXES, *names)
+
+
+def _find_original_vae(tensors: Tensors) -> str | None:
+    names = "encoder.down.0.block.0.norm1.weight", "decoder.up.0.block.0.norm1.weight"
+    return _first(tensors, VAE_PREFIXES, *names)
+
+
+def _find_video_vae(tensors: Tensors) -> str | None:
+    prefix = _find_original_vae(tensors)
+    return prefix if prefix is not None and f"{prefix}decoder.temporal_mixing.temporal_conv.weight" in tensors else None
+
+
+def convert_original_vae(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    """An LDM or MGLD-VSR autoencoder under our names; training-only parts (loss.*) are left out."""
+    kept = {key: value for key, value in under(tensors, prefix).items() if key.startswith(VAE_PARTS)}
+    levels = 1 + max(int(key.split(".")[2]) for key in kept if key.startswith("encoder.down."))
+    blocks = 1 + max(int(key.split(".")[4]) for key in kept if key.startswith("encoder.down.0.block."))
+    table = key_maps.vae_table(levels, blocks)
+    return {key_maps.rename(key, table): _flat_attention(key, value) for key, value in kept.items()}
+
+
+def convert_diffusers_vae(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    """An AutoencoderKL file of any diffusers version under our names."""
+    kept = {key: value for key, value in under(tensors, prefix).items() if key.startswith(VAE_PARTS)}
+    table = key_maps.old_diffusers_vae_table()
+    return {key_maps.rename(key, table): _flat_attention(key, value) for key, value in kept.items()}
+
+
+def _flat_attention(key: str, value: Tensor) -> Tensor:
+    """Attention projections stored as 1x1 convolutions [C, C, 1, 1] become [C, C]; a view, no copy."""
+    pointwise = value.ndim == 4 and value.shape[2:] == (1, 1)
+    return value.flatten(1) if pointwise and (".mid.attn_1." in key or ".attentions." in key) else value
+
+
+# ---- semantic encoder -----------------------------------------------------------------------------------------------
+def _find_sam2(tensors: Tensors) -> str | None:
+    names = "image_encoder.trunk.patch_embed.proj.weight", "image_encoder.neck.convs.0.conv.weight"
+    return _first(tensors, ("", "sam2.", "sam_model."), *names)
+
+
+def _convert_sam2(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    return {key: value for key, value in under(tensors, prefix).items() if key.startswith("image_encoder.")}
+
+
+FORMATS = (
+    Format(DENOISER, "native", "SeTe-VSR denoiser", _find_native_denoiser, _as_they_are),
+    Format(DENOISER, "mgld-vsr", "MGLD-VSR U-Net with LR encoder", _find_mgld, convert_original_unet),
+    Format(DENOISER, "sd-original", "Stable Diffusion 2.1 U-Net, original layout", _find_sd_original,
+           convert_original_unet),
+    Format(DENOISER, "sd-diffusers", "Stable Diffusion 2.1 U-Net, diffusers layout", _find_sd_diffusers,
+           _diffusers_unet),
+    Format(VAE, "mgld-vsr", "MGLD-VSR temporal VAE", _find_video_vae, convert_original_vae),
+    Format(VAE, "sd-original", "Stable Diffusion VAE, original layout", _find_original_vae, convert_original_vae),
+    Format(VAE, "sd-diffusers", "Stable Diffusion VAE, diffusers layout", _find_diffusers_vae, convert_diffusers_vae),
+    Format(SEMANTIC, "sam2", "SAM 2 image encoder", _find_sam2, _convert_sam2),
+)
+# Native files say their kind; their tensors already have our names.
+NATIVE = {kind: Format(kind, "native", f"SeTe-VSR {kind.replace('_', ' ')}", lambda _: "", _as_they_are)
+          for kind in KINDS}
+
+
+# ---- strangers ------------------------------------------------------------------------------------------------------
+def _has(tensors: Tensors, *fragments: str) -> bool:
+    return any(any(fragment in key for fragment in fragments) for key in tensors)
+
+
+def _conv_in_channels(tensors: Tensors) -> int | None:
+    for prefix in (*LDM_PREFIXES, "unet."):
+        for name in ("input_blocks.0.0.weight", "conv_in.weight"):
+            weight = tensors.get(prefix + name)
+            if weight is not None and weight.ndim == 4:
+                return weight.shape[1]
+    return None
+
+
+def _convolved_transformer(tensors: Tensors) -> bool:
+    """SD 1.x projects into its transformers with 1x1 convolutions, SD 2.x with linear layers."""
+    return any(
+        value.ndim == 4 and (".1.proj_in.weight" in key or ".attentions." in key)
+        for key, value in tensors.items()
+        if key.endswith("proj_in.weight")
+    )
+
+
+def _is_sdxl(tensors: Tensors) -> bool:
+    return _has(tensors, "label_emb.0.0.weight", "add_embedding.linear_1.weight", "conditioner.embedders.")
+
+
+Strangers = tuple[tuple[Callable[[Tensors], bool], str], ...]
+
+# (test, what the file is), most specific first. Lookalikes share names with the U-Nets above, so they are asked first;
+# the others only give a name to what no format matched (a complete checkpoint may well contain a CLIP or flow model).
+LOOKALIKES: Strangers = (
+    (lambda t: _has(t, "lora_up.", "lora_down.", "lora_A.", "lora_B.", ".lora.", "lora_unet_", "hada_w1"),
+     "a LoRA (small changes to a model, not a model)"),
+    (lambda t: _has(t, "zero_convs.", "controlnet_cond_embedding", "control_model.", "input_hint_block"),
+     "a ControlNet"),
+    (lambda t: _has(t, "motion_modules."), "an AnimateDiff motion module"),
+    (_is_sdxl, "a Stable Diffusion XL model"),
+    (lambda t: _has(t, "double_blocks.", "joint_blocks.", "single_transformer_blocks.", "add_q_proj"),
+     "a diffusion transformer (SD 3, Flux or similar)"),
+    (_convolved_transformer, "a Stable Diffusion 1.x U-Net"),
+    (lambda t: _conv_in_channels(t) not in (None, 4),
+     "an inpainting, depth or upscaling U-Net (its first convolution does not take 4 latent channels)"),
+)
+OTHERS: Strangers = (
+    (lambda t: _has(t, "encoder.layers.0.weight") and _has(t, "decoder.layers.1.weight"), "a TAESD preview decoder"),
+    (lambda t: "image_encoder.patch_embed.proj.weight" in t, "a first-generation SAM model"),
+    (lambda t: _has(t, "vision_encoder.backbone.patch_embed.projection.weight"), "a SAM 2 model in transformers layout"),
+    (lambda t: _has(t, "text_model.encoder.layers.", "transformer.resblocks."),
+     "a CLIP text encoder"),
+    (lambda t: _has(t, "conv_first.weight", "RRDB_trunk", "body.0.rdb1"), "a plain image upscaler (ESRGAN family)"),
+    (lambda t: _has(t, "fnet.", "update_block."), "an optical-flow model"),
+)
+
+
+def stranger(tensors: Tensors, known: Strangers) -> str | None:
+    """What a file is if it is one of some well-known things that this project does not use."""
+    return next((what for test, what in known if test(tensors)), None)
+
+
+# ---- looking up -----------------------------------------------------------------------------------------------------
+def match(file: TensorFile, kind: str) -> tuple[Format, str] | None:
+    """The format in which a file holds a kind of weights, and the prefix they stand under."""
+    stored = file.metadata.get("setevsr.kind")
+    if stored is not None:
+        return (NATIVE[kind], "") if stored == kind else None
+    if (kind == DENOISER and stranger(file.tensors, LOOKALIKES)) or (kind == VAE and _is_sdxl(file.tensors)):
+        return None  # SDXL's VAE has the same names, but another latent space
+    for entry in FORMATS:
+        if entry.kind == kind:
+            prefix = entry.find(file.tensors)
+            if prefix is not None:
+                return entry, prefix
+    return None
+
+
+def find(file: TensorFile, kind: str) -> tuple[Format, str]:
+    """Like `match`, but raises a `CheckpointError` that says what the file is and what was expected."""
+    found = match(file, kind)
+    if found is not None:
+        return found
+    info = describe(file)
+    raise CheckpointError(f"{file.name} is {info.description}; expected {EXPECTED[kind]}.")
+
+
+def describe(file: TensorFile) -> FileInfo:
+    """What an opened file is."""
+    found = [entry for entry in (match(file, kind) for kind in KINDS) if entry is not None]
+    tensors = file.tensors
+    modules = tuple(f"{entry.kind} ({entry.layout})" for entry, _ in found)
+    if found:
+        first = found[0][0]
+        kind, layout, description = first.kind, first.layout, f"{KIND_TITLES[first.kind]} ({first.title})"
+    else:
+        kind, layout = "unknown", "unknown"
+        some = ", ".join(sorted(tensors)[:3])
+        description = stranger(tensors, LOOKALIKES + OTHERS) or f"of an unknown kind ({len(tensors)} tensors, such as {some})"
+    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in tensors.values() if value.is_floating_point()})
+    return FileInfo(
+        kind, layout, description, file.name, "+".join(dtypes) or "none",
+        sum(value.numel() for value in tensors.values()), len(tensors), modules,
+    )
+
+
+def identify(source: Source | TensorFile) -> FileInfo:
+    """What a file, folder or state dict is, without building a network. Raises `CheckpointError` if unreadable."""
+    components = tuple(part for kind in KINDS for part in COMPONENTS[kind])
+    return describe(open_source(source, components))

@@ -1,0 +1,80 @@
+"""Loading a temporal VAE from any known format, with its sizes read off the tensors."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import CheckpointError
+from ..networks.temporal_vae import TemporalVAE, VAEConfig
+from .building import Shapes, build, shapes_of
+from .denoiser import count
+from .files import Source, TensorFile, open_source
+from .native import stored_config
+from .registry import COMPONENTS, VAE, find
+
+log = logging.getLogger(__name__)
+
+ADDED = (".temporal_convs.", ".fusion_layer_")
+
+
+def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None = None, device: Any = "cpu",
+                      ops: Any = nn, changes: Mapping[str, Any] | None = None) -> TemporalVAE:
+    """Load a VAE: native, MGLD-VSR's video_vae_cfw, or the VAE of Stable Diffusion 2.1 (alone or in its checkpoint).
+
+    source: path of a file, of a diffusers folder, or a state dict. dtype: None keeps the stored type (float32 on the
+    CPU). changes: fields of `VAEConfig` to alter, for training; temporal and fusion layers this adds are new.
+    A plain SD VAE gives a network without temporal layers and fusion.
+    Raises `CheckpointError` naming the file, what it is and what was expected.
+    """
+    file = open_source(source, COMPONENTS[VAE])
+    entry, prefix = find(file, VAE)
+    tensors = entry.convert(file.tensors, prefix)
+    stored = stored_config(file)
+    config = VAEConfig.from_dict(stored) if stored is not None else read_config(shapes_of(tensors), file.name)
+    config = replace(config, **changes) if changes else config
+    log.info("%s: %s", file.name, entry.title)
+    return build(partial(TemporalVAE, config), tensors, name=file.name, dtype=dtype, device=device, ops=ops,
+                 fresh=is_added if changes else lambda _: False)
+
+
+def is_added(name: str) -> bool:
+    """Whether a tensor belongs to a layer that a plain SD VAE does not have."""
+    return any(part in name for part in ADDED)
+
+
+def read_config(shapes: Shapes, name: str) -> VAEConfig:
+    """Sizes of a VAE from the shapes of its tensors, under our names."""
+    try:
+        return _read_config(shapes)
+    except KeyError as error:
+        if str(error) == "'post_quant_conv.weight'":
+            raise CheckpointError(
+                f"{name} is a VAE without quantisation convolutions (Flux, SD 3 or similar); expected the VAE of "
+                "Stable Diffusion 2.1 or MGLD-VSR."
+            ) from error
+        raise CheckpointError(f"{name} looks like a VAE but lacks {error}; it is incomplete: download it again.") from error
+
+
+def _read_config(shapes: Shapes) -> VAEConfig:
+    levels = count(shapes, "encoder.down_blocks.")
+    fusion = tuple(level for level in range(levels) if any(f".fusion_layer_{level}." in key for key in shapes))
+    sizes: dict[str, Any] = {
+        "channels": tuple(shapes[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"][0] for i in range(levels)),
+        "layers": count(shapes, "encoder.down_blocks.0.resnets."),
+        "latent_channels": shapes["post_quant_conv.weight"][0],
+        "patch": math.isqrt(shapes["encoder.conv_in.weight"][1] // 3),
+        "mid_attention": any(key.startswith("encoder.mid_block.attentions.") for key in shapes),
+        "temporal": "decoder.mid_block.temporal_convs.0.temporal_conv.weight" in shapes,
+        "fusion_levels": fusion,
+    }
+    if fusion:
+        sizes["growth"] = shapes[f"decoder.fusion_layer_{fusion[0]}.encode_enc_2.0.conv1.weight"][0]
+    return VAEConfig(**sizes)
