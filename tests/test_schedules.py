@@ -50,7 +50,8 @@ def test_ddpm_step_is_diffusers_ddpm_step() -> None:
     noisy, eps = torch.randn(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     for timestep, previous in zip(TIMESTEPS, schedules.previous_timesteps(TIMESTEPS), strict=True):
         noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(timestep))
-        theirs = scheduler.step(eps, timestep, noisy, generator=torch.Generator().manual_seed(timestep)).prev_sample
+        generator = torch.Generator().manual_seed(timestep)
+        theirs = scheduler.step(eps, timestep, noisy, generator=generator, return_dict=False)[0]
         ours = schedules.ddpm_step(noisy, eps, timestep, previous, noise if previous >= 0 else None)
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5)
 
@@ -66,7 +67,7 @@ def test_ddim_step_is_diffusers_ddim_step_where_its_spacing_is_exact() -> None:
     timesteps = scheduler.timesteps.tolist()
     noisy, eps = torch.randn(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     for timestep, previous in zip(timesteps, schedules.previous_timesteps(timesteps), strict=True):
-        theirs = scheduler.step(eps, timestep, noisy).prev_sample
+        theirs = scheduler.step(eps, timestep, noisy, return_dict=False)[0]
         torch.testing.assert_close(schedules.ddim_step(noisy, eps, timestep, previous), theirs, atol=2e-5, rtol=2e-5)
 
 

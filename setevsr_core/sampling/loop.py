@@ -128,9 +128,7 @@ def denoise(
     frames, channels, h, w = latents.shape
     run = make_sampler(sampler, steps, strength)
     tiles = plan_tiles(h, w, tile, tile_overlap)
-    conditions = prepare_conditions(
-        denoiser, text, semantics, tiles, (h, w), content, tile_overlap, latents.device
-    )
+    conditions = prepare_conditions(denoiser, text, semantics, tiles, (h, w), content, tile_overlap, latents.device)
     condition = latents.to(denoiser.dtype)
 
     def noise(step: int) -> torch.Tensor:
@@ -157,7 +155,7 @@ def denoise(
         eps = blend_tiles(tiles, noisy.shape, predict)
         if not torch.isfinite(eps).all():
             raise SettingsError(
-                f"the denoiser returned NaN at timestep {timestep}: {denoiser.dtype} is too narrow here, use bf16 or fp32"
+                f"the denoiser overflowed at timestep {timestep} in {denoiser.dtype}; load it in bf16 or fp32"
             )
         clean = schedules.predict_clean(noisy, eps, timestep) if on_step is not None else None
         noisy = run.step(index, noisy, eps, lambda index=index: noise(index))

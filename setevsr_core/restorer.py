@@ -1,0 +1,182 @@
+"""The whole way of a video, from frames to enlarged frames, in bounded memory.
+
+`stream` is the only implementation; `restore` feeds it a tensor and collects the blocks, so both give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import stages
+from .errors import InputError, SettingsError
+from .progress import Progress, SegmentProgress
+from .segment_run import SegmentRun
+from .settings import RestoreSettings, resolve_settings
+from .video.resize import target_size
+from .video.segments import iter_spans
+from .video.stitch import Stitcher
+
+
+class Restorer:
+    """A denoiser, a temporal VAE and (optionally) a semantic encoder, ready to restore.
+
+    device: where the networks compute; frames and results stay where the frames are. dtype: None leaves the networks
+    as they are. defaults: a preset's own settings, used where a call leaves them open. place: False leaves moving and
+    casting of the modules to their owner. prepare(name): called with "vae", "encoder" or "denoiser" before each is
+    used, for an owner that loads networks only when needed. `denoiser` may be None if every call sets steps to 0.
+    """
+
+    def __init__(
+        self,
+        denoiser: Any,
+        vae: Any,
+        encoder: Any = None,
+        *,
+        device: Any = "cpu",
+        dtype: torch.dtype | None = None,
+        defaults: dict[str, Any] | None = None,
+        place: bool = True,
+        prepare: Callable[[str], None] | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        self.denoiser, self.vae, self.encoder = denoiser, vae, encoder
+        self.defaults = dict(defaults or {})
+        self.prepare = prepare or (lambda name: None)
+        if place:
+            for module in (denoiser, vae, encoder):
+                _place(module, self.device, dtype)
+
+    @classmethod
+    def from_preset(cls, name: str = "nano", device: Any = None, dtype: torch.dtype | None = None) -> Restorer:
+        """A preset by name or folder. device None: CUDA if there is one; dtype None: fp16 on CUDA, fp32 elsewhere."""
+        from .checkpoints import load_preset
+
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+        preset = load_preset(name, dtype=dtype, device=device)
+        return cls(preset.denoiser, preset.vae, preset.encoder, device=device, dtype=dtype, defaults=preset.defaults)
+
+    def settings(self, **chosen: Any) -> RestoreSettings:
+        """The settings a call with these arguments would use (None = the preset's value, else the class default)."""
+        settings = resolve_settings(chosen, self.defaults)
+        if settings.steps and self.denoiser is None:
+            raise SettingsError("steps must be 0 without a denoiser; load one to use diffusion")
+        return settings
+
+    def restore(
+        self,
+        frames: Tensor,
+        *,
+        scale: float | None = None,
+        steps: int | None = None,
+        seed: int | None = None,
+        strength: float | None = None,
+        sampler: str | None = None,
+        length: int | None = None,
+        overlap: int | None = None,
+        cuts: str | Sequence[int] | None = None,
+        fusion: float | None = None,
+        colour: str | None = None,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
+        text: Tensor | None = None,
+        progress: Progress | None = None,
+        check_cancel: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Frames (N,H,W,3) or (N,H,W,4) in 0..1 -> (N, round(H*scale), round(W*scale), same C) fp32, on their device.
+
+        Settings: see `RestoreSettings`; None takes the preset's value (scale 4, 50 steps and so on without a preset).
+        A fourth channel (alpha) is enlarged by bicubic and kept. text: (1,n,ctx) embedding, None = empty prompt.
+        progress(done 0..1, message, preview (h,w,3) or None); check_cancel() is called at least once per denoising
+        step and per frame of the other stages and stops everything by raising.
+        Errors: InputError for frames, SettingsError for settings, each in one sentence.
+        """
+        settings = self.settings(
+            scale=scale, steps=steps, seed=seed, strength=strength, sampler=sampler, length=length, overlap=overlap,
+            cuts=cuts, fusion=fusion, colour=colour, tile=tile, tile_overlap=tile_overlap,
+        )  # fmt: skip
+        stages.check_frames(frames, channels=(3, 4))
+        count, height, width, channels = frames.shape
+        size = target_size(height, width, settings.scale)
+        result = torch.empty((count, *size, channels), dtype=torch.float32, device=frames.device)
+        filled = 0
+        for block in self._blocks(frames, settings, count, text, progress, check_cancel):
+            result[filled : filled + len(block)] = block
+            filled += len(block)
+        return result
+
+    def stream(
+        self,
+        frames: Iterable[Tensor],
+        *,
+        num_frames: int | None = None,
+        text: Tensor | None = None,
+        progress: Progress | None = None,
+        check_cancel: Callable[[], None] | None = None,
+        **settings: Any,
+    ) -> Iterator[Tensor]:
+        """Like `restore`, over frames (H,W,3|4) that come one by one: yields finished blocks (k,sH,sW,C), k >= 1.
+
+        Holds about two segments, whatever the length of the video. num_frames: total for progress, if known.
+        The settings are checked here and now, the frames as they come.
+        """
+        return self._blocks(frames, self.settings(**settings), num_frames, text, progress, check_cancel)
+
+    def _blocks(
+        self,
+        frames: Iterable[Tensor],
+        settings: RestoreSettings,
+        total: int | None,
+        text: Tensor | None,
+        progress: Progress | None,
+        check_cancel: Callable[[], None] | None,
+    ) -> Iterator[Tensor]:
+        bar = SegmentProgress(progress, total, settings.steps, self.encoder is not None)
+        run = SegmentRun(self, settings, bar, text, check_cancel)
+        stitcher = Stitcher()
+        seen = False
+        for span, segment in iter_spans(_checked(frames), settings.length, settings.overlap, _detector(settings)):
+            seen = True
+            bar.begin(span.stop)
+            yield from _if_any(stitcher.push(span, run.restore(span, segment)))
+        if not seen:
+            raise InputError("there are no frames to restore: the video is empty")
+        yield from _if_any(stitcher.finish())
+        bar.finish()
+
+
+def _place(module: Any, device: torch.device, dtype: torch.dtype | None) -> None:
+    if module is None:
+        return
+    module.to(device=device, dtype=dtype)
+    if dtype is not None:
+        module.dtype = dtype  # the networks keep the type they compute in beside their weights
+    module.eval()
+    module.requires_grad_(False)
+
+
+def _checked(frames: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Frames one by one as they come, each with the right shape, type and values; `InputError` names the frame."""
+    for index, frame in enumerate(frames):
+        if not isinstance(frame, Tensor) or frame.ndim != 3:
+            shape = tuple(frame.shape) if isinstance(frame, Tensor) else type(frame).__name__
+            raise InputError(f"frame {index} must be a tensor (H,W,3) or (H,W,4), got {shape}")
+        stages.check_frames(frame[None], channels=(3, 4), first_index=index)
+        yield frame
+
+
+def _detector(settings: RestoreSettings) -> Any:
+    if settings.cuts == "auto":
+        from .video.scenes import SceneCutDetector
+
+        return SceneCutDetector()
+    return settings.cuts
+
+
+def _if_any(block: Tensor) -> Iterator[Tensor]:
+    if len(block):
+        yield block

@@ -1,0 +1,156 @@
+"""One segment after another through all stages, with what consecutive segments share computed once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import stages
+from .progress import SegmentProgress
+from .settings import RestoreSettings
+from .video.segments import Span
+
+log = logging.getLogger(__name__)
+
+FEATURE_BUDGET = 2 * 2**30  # bytes of skip features kept per segment; beyond it they are computed twice instead
+
+Value = TypeVar("Value")
+
+
+class Networks(Protocol):
+    """What a run needs of a `Restorer`."""
+
+    denoiser: Any
+    vae: Any
+    encoder: Any
+    device: torch.device
+    prepare: Callable[[str], None]
+
+
+class SegmentRun:
+    """The state of one restoration: latents, features and semantics of the last segment's frames, by frame index."""
+
+    def __init__(
+        self,
+        networks: Networks,
+        settings: RestoreSettings,
+        bar: SegmentProgress,
+        text: Tensor | None = None,
+        check_cancel: Callable[[], None] | None = None,
+    ) -> None:
+        self._networks = networks
+        self._settings = settings
+        self._bar = bar
+        self._text = text
+        self._check_cancel = check_cancel
+        self._encoded: dict[int, stages.EncodedFrames] = {}
+        self._semantics: dict[int, Tensor] = {}
+        self._keep_features = bool(settings.fusion)
+
+    def restore(self, span: Span, segment: Tensor) -> Tensor:
+        """One segment (T,H,W,3|4) all the way to pictures (T,sH,sW,3|4). Segments must come in rising order."""
+        networks, settings, bar = self._networks, self._settings, self._bar
+        colours = segment[..., :3]
+        encoded = self._encode(span, colours)
+        semantics = self._read_semantics(span, colours)
+        latents = encoded.latents
+        if settings.steps:
+
+            def on_step(index: int, steps: int, noisy: Tensor, clean: Tensor) -> None:
+                picture = stages.preview(clean[:1], encoded.preview_matrix)[0].cpu()
+                bar.update("denoise", (index + 1) / steps, f"step {index + 1} of {steps}", picture)
+
+            networks.prepare("denoiser")
+            latents = stages.denoise_span(
+                networks.denoiser,
+                latents,
+                semantics,
+                span.indices,
+                seed=settings.seed,
+                steps=settings.steps,
+                sampler=settings.sampler,
+                strength=settings.strength,
+                text=self._text,
+                tile=settings.tile,
+                tile_overlap=settings.tile_overlap,
+                content=encoded.content,
+                device=networks.device,
+                on_step=on_step,
+                check_cancel=self._check_cancel,
+            )
+        networks.prepare("vae")
+        bar.update("decode", 0.0, "decoding")
+        pictures = stages.decode_span(
+            networks.vae,
+            latents,
+            colours,
+            settings.scale,
+            features=encoded.features,
+            fusion=settings.fusion,
+            colour=settings.colour,
+            device=networks.device,
+            check_cancel=self._check_cancel,
+        )
+        bar.update("decode", 1.0, "decoded")
+        if segment.shape[-1] == 4:
+            pictures = torch.cat([pictures, stages.upscale_alpha(segment[..., 3:], settings.scale)], dim=-1)
+        return pictures.clone()  # outside inference mode: an ordinary tensor for the caller
+
+    def _encode(self, span: Span, frames: Tensor) -> stages.EncodedFrames:
+        """Latents of the segment, with skip features if they fit the budget; only new frames are computed."""
+
+        def encode(frame: Tensor) -> stages.EncodedFrames:
+            encoded = stages.encode_latents(
+                self._networks.vae,
+                frame,
+                self._settings.scale,
+                keep_features=self._keep_features,
+                device=self._networks.device,
+                check_cancel=self._check_cancel,
+            )
+            size = sum(feature.nbytes for feature in encoded.features or ()) * self._settings.length
+            if size <= FEATURE_BUDGET:
+                return encoded
+            log.info("skip features of a segment take %.1f GiB: they are computed again to decode", size / 2**30)
+            self._keep_features = False
+            return stages.without_features(encoded)
+
+        return stages.join_frames(self._fill(self._encoded, "vae", "encode", span, frames, encode))
+
+    def _read_semantics(self, span: Span, frames: Tensor) -> Tensor | None:
+        """Semantics of the segment, None where nobody would use them."""
+        encoder = self._networks.encoder
+        if encoder is None or not self._settings.steps:
+            return None
+
+        def read(frame: Tensor) -> Tensor:
+            return stages.encode_semantics(
+                encoder, frame, device=self._networks.device, check_cancel=self._check_cancel
+            )
+
+        return torch.cat(self._fill(self._semantics, "encoder", "semantics", span, frames, read))
+
+    def _fill(
+        self,
+        known: dict[int, Value],
+        network: str,
+        stage: str,
+        span: Span,
+        frames: Tensor,
+        compute: Callable[[Tensor], Value],
+    ) -> list[Value]:
+        """Values of all frames of the segment; forgets frames before it and computes those that are new."""
+        for index in [index for index in known if index < span.start]:
+            del known[index]
+        new = [index for index in span.indices if index not in known]
+        if new:
+            self._networks.prepare(network)
+        for done, index in enumerate(new, 1):
+            place = index - span.start
+            known[index] = compute(frames[place : place + 1])
+            self._bar.update(stage, done / len(new), {"encode": "encoding"}.get(stage, "reading semantics"))
+        return [known[index] for index in span.indices]

@@ -1,0 +1,307 @@
+"""The rooms a frame walks through, as plain functions: check, encode, read semantics, denoise, decode.
+
+`Restorer` and the single-stage nodes call these same functions, so both ways give the same bits. Every function
+computes on `device` (default: where the module's weights are) in the module's own type, and returns fp32 where its
+input was. Encoding and semantics run frame by frame: a batch of another size could round differently, and then a
+frame's bits would depend on the segment it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .errors import InputError, SettingsError
+from .sampling import loop
+from .sampling.tiles import GRID
+from .video.colour import match_colour
+from .video.resize import crop, pad_to_multiple, target_size, upscale_bicubic
+
+CheckCancel = Callable[[], None]
+OnFrame = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class EncodedFrames:
+    """VAE latents of enlarged frames.
+
+    latents: (N,4,h,w) fp32, posterior mean times the scaling factor (no random sample: the same frame always gives the
+    same latent); h, w multiples of 8. size: (H, W) of the result before padding. content: share of the latent grid's
+    height and width that shows the frame, the rest is mirrored padding. features: the two skip features of all frames,
+    or None when they were not asked for. preview_matrix: see `preview`.
+    """
+
+    latents: Tensor
+    size: tuple[int, int]
+    content: tuple[float, float]
+    features: list[Tensor] | None
+    preview_matrix: Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+def join_frames(parts: Sequence[EncodedFrames]) -> EncodedFrames:
+    """Encoded frames of one video, in order, as one; features are kept only if every part has them."""
+    if not parts or any(part.size != parts[0].size for part in parts):
+        raise InputError("encoded frames can be joined only if there are some and all have one size")
+    tapped = [part.features for part in parts if part.features is not None]
+    return replace(
+        parts[0],
+        latents=torch.cat([part.latents for part in parts]),
+        features=[torch.cat(level) for level in zip(*tapped, strict=True)] if len(tapped) == len(parts) else None,
+    )
+
+
+def check_frames(frames: Any, channels: tuple[int, ...] = (3,), first_index: int = 0) -> None:
+    """`InputError` in one sentence unless frames are a finite floating (N,H,W,C) tensor in about 0..1, N >= 1.
+
+    `first_index` is the place of frames[0] in its video, for the message.
+    """
+    if not isinstance(frames, Tensor):
+        raise InputError(f"frames must be a torch tensor (N,H,W,C), got {type(frames).__name__}")
+    if frames.ndim != 4 or frames.shape[-1] not in channels:
+        wanted = " or ".join(str(c) for c in channels)
+        raise InputError(f"frames must have the shape (N,H,W,{wanted}), got {tuple(frames.shape)}")
+    if 0 in frames.shape:
+        raise InputError(f"there are no frames to restore: the batch has the shape {tuple(frames.shape)}")
+    if not frames.is_floating_point():
+        raise InputError(f"frames must be floating point in 0..1, got {frames.dtype}; divide 8-bit values by 255")
+    for index, frame in enumerate(frames, first_index):  # one at a time: no copy of the whole video
+        check_frame(frame, index)
+
+
+def check_frame(frame: Tensor, index: int) -> None:
+    """`InputError` naming the frame unless its values are finite and roughly 0..1 (a little overshoot is clamped)."""
+    low, high = (float(value) for value in torch.aminmax(frame.float()))
+    if not (low > -float("inf") and high < float("inf")):  # also false for NaN
+        raise InputError(f"frame {index} contains NaN or infinite values; find the step before that produces them")
+    if low < -1.0 or high > 2.0:
+        raise InputError(f"frame {index} has values from {low:g} to {high:g}; frames must be in 0..1")
+
+
+def encode_latents(
+    vae: Any,
+    frames: Tensor,
+    scale: float,
+    *,
+    keep_features: bool = False,
+    device: Any = None,
+    on_frame: OnFrame | None = None,
+    check_cancel: CheckCancel | None = None,
+) -> EncodedFrames:
+    """Frames (N,H,W,3) in 0..1 -> latents of the frames enlarged by `scale` (bicubic) and padded by reflection.
+
+    `on_frame(done, total)` follows every frame; `check_cancel()` is called before it and stops by raising.
+    Errors: InputError for frames that cannot be used, SettingsError when the VAE overflows.
+    """
+    check_frames(frames)
+    device = device if device is not None else module_device(vae)
+    size = target_size(frames.shape[1], frames.shape[2], scale)
+    latents: list[Tensor] = []
+    features: list[list[Tensor]] = []
+    matrix: Tensor | None = None
+    for index in range(len(frames)):
+        if check_cancel is not None:
+            check_cancel()
+        latent, tapped, pixels = _encode_frame(vae, frames[index], size, device)
+        if matrix is None:
+            matrix = fit_preview(latent, pixels)
+        latents.append(latent.to(frames.device))
+        if keep_features:
+            features.append([feature.to(frames.device) for feature in tapped])
+        if on_frame is not None:
+            on_frame(index + 1, len(frames))
+    if matrix is None:
+        raise InputError("there are no frames to encode")
+    downscale = vae.config.downscale
+    grid = latents[0].shape[-2:]
+    return EncodedFrames(
+        latents=torch.cat(latents),
+        size=size,
+        content=(size[0] / (grid[0] * downscale), size[1] / (grid[1] * downscale)),
+        features=[torch.cat(level) for level in zip(*features, strict=True)] if keep_features else None,
+        preview_matrix=matrix.to(frames.device),
+    )
+
+
+@torch.inference_mode()
+def _encode_frame(vae: Any, frame: Tensor, size: tuple[int, int], device: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+    """(H,W,3) -> latent (1,4,h,w) fp32 scaled, skip features, and the padded pixels (1,3,Hp,Wp) that were encoded."""
+    pixels = upscale_bicubic(_to_planes(frame[None], device), size=size)
+    pixels, _ = pad_to_multiple(pixels, vae.config.downscale * GRID)
+    mean, _, features = vae.encode((pixels * 2 - 1).to(module_dtype(vae)))
+    latent = mean.float() * vae.config.scaling_factor
+    if not torch.isfinite(latent).all():
+        raise SettingsError(f"the VAE encoder overflowed in {module_dtype(vae)}; load the VAE in fp32 or bf16")
+    return latent, features, pixels
+
+
+def without_features(encoded: EncodedFrames) -> EncodedFrames:
+    """The same latents without the (large) skip features."""
+    return replace(encoded, features=None)
+
+
+def encode_semantics(
+    encoder: Any,
+    frames: Tensor,
+    *,
+    device: Any = None,
+    on_frame: OnFrame | None = None,
+    check_cancel: CheckCancel | None = None,
+) -> Tensor:
+    """SAM 2 embeddings (N,256,gh,gw) of low-resolution frames (N,H,W,3) in 0..1, in the encoder's type."""
+    check_frames(frames)
+    device = device if device is not None else module_device(encoder)
+    results: list[Tensor] = []
+    for index in range(len(frames)):
+        if check_cancel is not None:
+            check_cancel()
+        with torch.inference_mode():
+            embedding = encoder(frames[index : index + 1].to(device, torch.float32).clamp(0, 1))
+        results.append(embedding.to(frames.device))
+        if on_frame is not None:
+            on_frame(index + 1, len(frames))
+    return torch.cat(results)
+
+
+def denoise_span(
+    denoiser: Any,
+    latents: Tensor,
+    semantics: Tensor | None,
+    frame_indices: Sequence[int],
+    *,
+    seed: int = 0,
+    steps: int = 50,
+    sampler: str = "ddpm",
+    strength: float = 1.0,
+    text: Tensor | None = None,
+    tile: int = 64,
+    tile_overlap: int = 16,
+    content: tuple[float, float] = (1.0, 1.0),
+    device: Any = None,
+    on_step: loop.OnStep | None = None,
+    check_cancel: CheckCancel | None = None,
+) -> Tensor:
+    """Restored latents (T,4,h,w) of one segment's latents, fp32, scaled; arguments as `sampling.loop.denoise`."""
+    device = torch.device(device if device is not None else module_device(denoiser))
+    result = loop.denoise(
+        denoiser,
+        latents.to(device),
+        frame_indices=frame_indices,
+        seed=seed,
+        steps=steps,
+        sampler=sampler,
+        strength=strength,
+        text=text,
+        semantics=semantics,
+        tile=tile,
+        tile_overlap=tile_overlap,
+        content=content,
+        on_step=on_step,
+        check_cancel=check_cancel,
+    )
+    return result.to(latents.device)
+
+
+@torch.inference_mode()
+def decode_span(
+    vae: Any,
+    latents: Tensor,
+    frames: Tensor,
+    scale: float,
+    *,
+    features: list[Tensor] | None = None,
+    fusion: float = 1.0,
+    colour: str = "wavelet",
+    device: Any = None,
+    check_cancel: CheckCancel | None = None,
+) -> Tensor:
+    """One segment's scaled latents (T,4,h,w) -> pictures (T,sH,sW,3) fp32 in 0..1, cropped and colour-matched.
+
+    frames: the segment's own low-resolution frames (T,H,W,3), for skip features, colour and size. features: what
+    `encode_latents(keep_features=True)` kept for these frames; None encodes them again (same bits, less memory).
+    Errors: InputError when latents and frames do not belong together.
+    """
+    check_frames(frames)
+    device = device if device is not None else module_device(vae)
+    size = target_size(frames.shape[1], frames.shape[2], scale)
+    _check_latents(vae, latents, frames, size)
+    if features is None and fusion:
+        kept = encode_latents(vae, frames, scale, keep_features=True, device=device, check_cancel=check_cancel)
+        features = kept.features
+    if check_cancel is not None:
+        check_cancel()
+    dtype = module_dtype(vae)
+    unscaled = (latents.to(device, torch.float32) / vae.config.scaling_factor).to(dtype)
+    skips = [feature.to(device, dtype) for feature in features] if features is not None and fusion else None
+    pixels = vae.decode(unscaled, skips, num_frames=len(frames), fusion=fusion)
+    pictures = crop(pixels, size).float().add(1).div(2).clamp(0, 1)
+    if not torch.isfinite(pictures).all():
+        raise SettingsError(f"the VAE decoder overflowed in {dtype}; load the VAE in fp32 or bf16")
+    if colour != "none":
+        reference = upscale_bicubic(_to_planes(frames, device), size=size)
+        pictures = match_colour(pictures, reference, colour)
+    return pictures.movedim(1, -1).to(frames.device).contiguous()
+
+
+@torch.inference_mode()
+def upscale_alpha(alpha: Tensor, scale: float) -> Tensor:
+    """Alpha (N,H,W,1) in 0..1 enlarged by bicubic, (N,sH,sW,1) fp32: transparency is not invented, only scaled."""
+    return upscale_bicubic(alpha.float().movedim(-1, 1), scale).movedim(1, -1).contiguous()
+
+
+def _check_latents(vae: Any, latents: Tensor, frames: Tensor, size: tuple[int, int]) -> None:
+    multiple = vae.config.downscale * GRID
+    grid = tuple(-(-side // multiple) * GRID for side in size)
+    if len(latents) != len(frames) or tuple(latents.shape[-2:]) != grid:
+        raise InputError(
+            f"latents {tuple(latents.shape)} do not belong to these frames: {len(frames)} frames enlarged to "
+            f"{size[1]}x{size[0]} have {grid[0]} x {grid[1]} latents each; use the same video and scale"
+        )
+
+
+@torch.inference_mode()
+def fit_preview(latents: Tensor, pixels: Tensor) -> Tensor:
+    """The linear map (C+1, 3) from latents (N,C,h,w) to the colours (N,3,H,W, 0..1) they stand for, by least squares.
+
+    Fitted on the input's own latents, so it serves any VAE without a table of constants.
+    """
+    grid = (latents.shape[-2], latents.shape[-1])
+    small = functional.adaptive_avg_pool2d(pixels.float(), grid).movedim(1, -1).reshape(-1, 3).double()
+    design = _with_ones(latents.double()).reshape(-1, latents.shape[1] + 1)
+    gram = design.T @ design / len(design)
+    ridge = 1e-4 * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)  # a constant frame has no unique map
+    return torch.linalg.solve(gram + ridge, design.T @ small / len(design)).float()
+
+
+@torch.inference_mode()
+def preview(latents: Tensor, matrix: Tensor) -> Tensor:
+    """Rough pictures (N,h,w,3) in 0..1 of scaled latents (N,C,h,w), one pixel each; `matrix` from `fit_preview`."""
+    return (_with_ones(latents.float()) @ matrix.to(latents.device)).clamp(0, 1)
+
+
+def _with_ones(latents: Tensor) -> Tensor:
+    last = latents.movedim(1, -1)
+    return torch.cat([last, torch.ones_like(last[..., :1])], dim=-1)
+
+
+def module_dtype(module: Any) -> torch.dtype:
+    """The type a network computes in."""
+    return getattr(module, "dtype", torch.float32)
+
+
+def module_device(module: Any) -> torch.device:
+    """Where a network's first weight is; the CPU for a network without weights."""
+    weight = next(iter(module.parameters()), None) if isinstance(module, torch.nn.Module) else None
+    return weight.device if weight is not None else torch.device("cpu")
+
+
+def _to_planes(frames: Tensor, device: Any) -> Tensor:
+    """(N,H,W,3) anywhere -> (N,3,H,W) fp32 on `device`, clamped to 0..1."""
+    return frames.movedim(-1, 1).to(device, torch.float32).clamp(0, 1).contiguous()
