@@ -26,7 +26,7 @@ class SceneCutDetector:
     """
 
     def __init__(self, threshold: float = 3.0, min_content: float = 15.0, min_shot: int = 5, window: int = 2) -> None:
-        detectors = require("scenedetect.detectors", "scenedetect", "finding scene cuts")
+        detectors = require("scenedetect.detectors", "scenedetect-headless", "finding scene cuts")
         self._detector = detectors.AdaptiveDetector(
             adaptive_threshold=threshold, min_scene_len=0, window_width=window, min_content_val=min_content
         )

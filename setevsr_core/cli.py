@@ -1,0 +1,90 @@
+"""The command line: `setevsr restore | degrade | train | evaluate | convert | info`.
+
+Each subcommand lives in a module with `add_parser(subparsers)` and `run(args)`; only the module of the chosen one is
+imported, so `setevsr --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from .errors import SeTeVSRError
+
+# name -> (module beside this one, one line for --help)
+COMMANDS = {
+    "restore": (".restore_command", "restore and enlarge a video"),
+    "degrade": (".training.degrade_command", "make a bad video out of a good one, as for training"),
+    "train": (".training.train_command", "train the parts of the model"),
+    "evaluate": (".evaluation.evaluate_command", "measure results against originals"),
+    "convert": (".checkpoints.commands", "turn a checkpoint into this project's own format"),
+    "info": (".checkpoints.commands", "say what a checkpoint file holds"),
+}
+FAILED, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0, 2 for an error meant for the user (one line on stderr), 130
+    after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        module = _load(_chosen(arguments))
+        args = build_parser(module).parse_args(arguments)
+        logging.basicConfig(
+            level=logging.DEBUG if args.verbose else logging.WARNING, format="%(levelname)s: %(message)s"
+        )
+        run = getattr(args, "run", None) or getattr(module, "run")  # noqa: B009 - a module's attribute, unknown to type checkers
+        return int(run(args) or 0)
+    except SeTeVSRError as error:
+        print(f"setevsr: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("setevsr: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def build_parser(module: ModuleType | None = None) -> argparse.ArgumentParser:
+    """The whole parser; the options of a command are there if its `module` is given, of the others only their names."""
+    parser = argparse.ArgumentParser(
+        prog="setevsr", description="Diffusion video super-resolution with semantic and temporal guidance."
+    )
+    parser.add_argument("--verbose", action="store_true", help="log what happens in detail")
+    subparsers: Any = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    if module is not None:
+        module.add_parser(subparsers)
+    for name, (_, help_line) in COMMANDS.items():
+        if name not in subparsers.choices:
+            subparsers.add_parser(name, help=help_line)
+    return parser
+
+
+def _chosen(arguments: Sequence[str]) -> str | None:
+    """The name of the command: the first argument that is no option (the options before it take no values)."""
+    name = next((argument for argument in arguments if not argument.startswith("-")), None)
+    return name if name in COMMANDS else None
+
+
+def _load(name: str | None) -> ModuleType | None:
+    """The module of a command. Errors: SeTeVSRError if this installation comes without it."""
+    if name is None:
+        return None
+    module_name = importlib.util.resolve_name(COMMANDS[name][0], __package__)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise SeTeVSRError(
+                f"the command '{name}' is not part of this installation; install the full package"
+            ) from error
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())
