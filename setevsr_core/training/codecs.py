@@ -90,6 +90,9 @@ def _open(av, codec: str, size: tuple[int, int], bits_per_frame: int):
     encoder.framerate = Fraction(1, 1)
     encoder.bit_rate = max(1000, int(bits_per_frame))  # x264 counts whole kilobits
     encoder.thread_count = 1
+    if _ENCODERS[codec] == "libx264":
+        # x264's macroblock tree reads past small frames in its SIMD code: the bytes would depend on freed memory.
+        encoder.options = {"x264-params": "mbtree=0"}
     decoder = av.CodecContext.create(_DECODERS[codec], "r")
     decoder.thread_count = 1
     return encoder, decoder

@@ -1,0 +1,122 @@
+"""Losses of the training stages. Images are (N, 3, H, W) in -1..1 unless said otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import CheckpointError, require
+
+
+class PerceptualLoss(nn.Module):
+    """LPIPS (Zhang et al. 2018) on VGG16 as a loss, through the `lpips` package; frozen.
+
+    weights: safetensors with VGG16's convolutions (`<torchvision index>.weight|bias`). Without it, `lpips` fetches
+    torchvision's own. Only VGG is offered: LPIPS on AlexNet is what results are measured with.
+    """
+
+    def __init__(self, weights: Path | None):
+        super().__init__()
+        lpips = require("lpips", purpose="the perceptual loss")
+        self.metric = lpips.LPIPS(net="vgg", pnet_rand=weights is not None, verbose=False)
+        if weights is not None:
+            load_backbone(self.metric.net, weights)
+        self.requires_grad_(False)
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """-> mean distance, a scalar."""
+        return self.metric(prediction, target).mean()
+
+
+def load_backbone(net: nn.Module, weights: Path) -> None:
+    """Fill an lpips backbone (`slice1.0.weight`) from torchvision's convolution names (`0.weight`)."""
+    from safetensors.torch import load_file
+
+    if not weights.is_file():
+        raise CheckpointError(f"no perceptual weights at {weights}: give the path of a safetensors file with "
+                              "torchvision's convolution layers")
+    stored = load_file(weights)
+    net.load_state_dict({key: stored[key.split(".", 1)[1]].float() for key in net.state_dict()})
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN: three strided convolutions and a score per patch (MGLD-VSR's decoder training)."""
+
+    def __init__(self, channels: int = 48):
+        super().__init__()
+        widths = [3, channels, 2 * channels, 4 * channels]
+        layers: list[nn.Module] = []
+        for i in range(3):
+            layers += [nn.Conv2d(widths[i], widths[i + 1], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.layers(pixels)
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of the discriminator from its scores."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL divergence of the posterior from N(0, 1), averaged over all elements."""
+    return 0.5 * (mean.float() ** 2 + logvar.float().exp() - 1 - logvar.float()).mean()
+
+
+def temporal_difference(prediction: Tensor, target: Tensor, num_frames: int) -> Tensor:
+    """L1 between the frame-to-frame changes of prediction and target, (B*T, 3, H, W); 0 for single frames."""
+    if num_frames < 2:
+        return prediction.new_zeros(())
+    prediction, target = (x.unflatten(0, (-1, num_frames)).diff(dim=1) for x in (prediction, target))
+    return F.l1_loss(prediction, target)
+
+
+def flow_consistency(prediction: Tensor, target: Tensor, num_frames: int) -> Tensor:
+    """Predictions warped along the *target's* optical flow agree with the next prediction, where nothing is hidden.
+
+    Edges count up to four times (1 + 3 * Sobel edge), as in MGLD-VSR's sequence loss; there the roles of prediction
+    and target were exchanged, here the prediction is warped. Flow: DIS of OpenCV, on the target, without gradient.
+    """
+    if num_frames < 2:
+        return prediction.new_zeros(())
+    video, truth = (x.unflatten(0, (-1, num_frames)) for x in (prediction, target))
+    flow, visible = _target_flow(truth)
+    previous, following = video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1)
+    weight = visible * (1 + 3 * _edges(truth[:, 1:].flatten(0, 1)))
+    return (weight * (warp(previous, flow) - following).abs()).mean()
+
+
+def warp(pixels: Tensor, flow: Tensor) -> Tensor:
+    """Sample (N, C, H, W) at every pixel's position + flow (N, 2, H, W) in pixels (x, y); borders repeat."""
+    height, width = pixels.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(height, device=flow.device), torch.arange(width, device=flow.device),
+                          indexing="ij")
+    grid_x = (x + flow[:, 0]) * 2 / max(width - 1, 1) - 1
+    grid_y = (y + flow[:, 1]) * 2 / max(height - 1, 1) - 1
+    grid = torch.stack([grid_x, grid_y], dim=-1).to(pixels.dtype)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=True)
+
+
+@torch.no_grad()
+def _target_flow(truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Videos (B, T, 3, H, W) -> flow from each frame back to its predecessor and the mask of visible pixels."""
+    cv2 = require("cv2", "opencv-python", "the sequence loss")
+    grey = ((truth.float().mean(2) + 1) * 127.5).clamp(0, 255).byte().cpu().numpy()
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    flows = [torch.from_numpy(dis.calc(clip[i + 1], clip[i], None)) for clip in grey for i in range(len(clip) - 1)]
+    flow = torch.stack(flows).permute(0, 3, 1, 2).to(truth.device)
+    previous, following = truth[:, :-1].flatten(0, 1).float(), truth[:, 1:].flatten(0, 1).float()
+    mismatch = (warp(previous, flow) - following).abs().mean(1, keepdim=True)
+    return flow, (mismatch < 0.1).float()
+
+
+def _edges(pixels: Tensor) -> Tensor:
+    """Sobel gradient magnitude of the luma, (N, 1, H, W), clipped to 0..1."""
+    luma = pixels.float().mean(1, keepdim=True)
+    kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=pixels.device)
+    gradients = F.conv2d(luma, torch.stack([kernel, kernel.T])[:, None], padding=1)
+    return gradients.norm(dim=1, keepdim=True).clamp(0, 1)

@@ -1,0 +1,200 @@
+"""`setevsr train STAGE`: the training stages as commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SettingsError
+
+if TYPE_CHECKING:
+    from .trainer import Stage, TrainSettings
+
+# What each stage needs besides its own network, and its settings per size: steps, batch, crop, frames, rate.
+# sd21: the paper's optimiser settings (section IV-A); nano: chosen for two CPU cores.
+DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "vae": {"sd21": {"steps": 200_000, "batch": 4, "crop": 256, "frames": 1, "learning_rate": 1e-4},
+            "nano": {"steps": 4000, "batch": 8, "crop": 128, "frames": 1, "learning_rate": 4e-4, "decay_from": 0.6}},
+    "semantic": {"sd21": {"steps": 50_000, "batch": 16, "crop": 256, "frames": 1, "learning_rate": 1e-4},
+                 "nano": {"steps": 1500, "batch": 8, "crop": 256, "frames": 1, "learning_rate": 1e-3,
+                          "decay_from": 0.6}},
+    "stage1": {"sd21": {"steps": 100_000, "batch": 3, "crop": 512, "frames": 5, "learning_rate": 1e-4},
+               "nano": {"steps": 4000, "batch": 8, "crop": 256, "frames": 1, "learning_rate": 4e-4,
+                        "decay_from": 0.7}},
+    "stage2": {"sd21": {"steps": 50_000, "batch": 3, "crop": 512, "frames": 5, "learning_rate": 5e-5},
+               "nano": {"steps": 1000, "batch": 1, "crop": 256, "frames": 5, "learning_rate": 2e-4,
+                        "decay_from": 0.7}},
+    "decoder": {"sd21": {"steps": 50_000, "batch": 1, "crop": 512, "frames": 5, "learning_rate": 5e-5},
+                "nano": {"steps": 1500, "batch": 1, "crop": 192, "frames": 5, "learning_rate": 2e-4,
+                         "decay_from": 0.6}},
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("train", help="train a network: vae, semantic, stage1, stage2, decoder")
+    parser.add_argument("stage", choices=[*DEFAULTS, "preset"], help="the stage; 'preset' gathers finished networks")
+    parser.add_argument("--data", type=Path, nargs="+", metavar="DIR",
+                        help="folder(s) with videos or photographs, or one packed folder")
+    parser.add_argument("--segments", type=int, default=2000, help="how many degraded segments to prepare from --data")
+    parser.add_argument("--workers", type=int, default=1, help="processes that prepare them")
+    parser.add_argument("--out", type=Path, required=True, help="run folder; an interrupted run there is resumed")
+    parser.add_argument("--size", choices=["nano", "sd21"], default="nano", help="network size when starting afresh")
+    parser.add_argument("--vae", type=Path, help="VAE file (start of 'vae' and 'decoder', frozen in the others)")
+    parser.add_argument("--denoiser", type=Path, help="denoiser file (start of the stages, frozen in 'decoder')")
+    parser.add_argument("--semantic", type=Path, help="semantic encoder file; without it SeAM sees nothing")
+    parser.add_argument("--vgg", type=Path, help="VGG16 convolutions as safetensors; else torchvision's are fetched")
+    parser.add_argument("--trains", choices=["all", "new"], help="stage1: all weights, or SeAM, SPADE and LR encoder")
+    parser.add_argument("--lpips-weight", type=float, default=1.0)
+    parser.add_argument("--lpips-images", type=int, default=4, help="pictures per batch that LPIPS looks at")
+    parser.add_argument("--gan-weight", type=float, default=0.0)
+    parser.add_argument("--gan-start", type=int, default=500, help="step from which the discriminator counts")
+    for name, kind in (("steps", int), ("batch", int), ("crop", int), ("frames", int), ("learning-rate", float),
+                       ("decay-from", float), ("accumulate", int), ("ema-decay", float), ("minutes", float),
+                       ("seed", int), ("save-every", int), ("log-every", int)):
+        parser.add_argument(f"--{name}", type=kind)
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--device", default="cpu")
+
+
+def run(args: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.stage == "preset":
+        return gather_preset(args)
+    if not args.data:
+        raise SettingsError("training needs --data: a folder with videos, or a packed folder")
+    from .trainer import Trainer
+
+    settings = _settings(args)
+    trainer = Trainer(_stage(args, settings), _dataset(args, settings), settings, args.out, save_networks)
+    record = trainer.run()
+    logging.info("%s", json.dumps({k: v for k, v in record.items() if k not in ("data", "settings")}))
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> TrainSettings:
+    from .trainer import TrainSettings
+
+    values = dict(DEFAULTS[args.stage][args.size])
+    names = ("steps", "batch", "crop", "frames", "learning_rate", "decay_from", "accumulate", "ema_decay", "minutes",
+             "seed", "save_every", "log_every", "precision", "device")
+    values |= {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return TrainSettings(**values)
+
+
+def _dataset(args: argparse.Namespace, settings: TrainSettings) -> Any:
+    from .data import PackedDataset, pack
+
+    first = args.data[0]
+    if len(args.data) == 1 and (first / "meta.json").is_file():
+        return PackedDataset(first)
+    folder = args.out.parent / "packed"
+    if not (folder / "meta.json").is_file():
+        pack(args.data, folder, segments=args.segments, frames=max(settings.frames, 5), size=max(settings.crop, 256),
+             seed=settings.seed, workers=args.workers)
+    return PackedDataset(folder)
+
+
+def _stage(args: argparse.Namespace, settings: TrainSettings) -> Stage:
+    import torch
+
+    from ..networks.temporal_vae import TemporalVAE, VAEConfig
+    from .denoiser_stages import DenoiserStage, SemanticStage, VGGTeacher
+    from .losses import PerceptualLoss
+    from .vae_stages import Adversary, DecoderStage, PixelLoss, VAEStage
+
+    torch.manual_seed(settings.seed)
+    device = settings.device
+
+    def pixel_loss() -> PixelLoss:
+        perceptual = PerceptualLoss(args.vgg).to(device) if args.lpips_weight else None
+        return PixelLoss(perceptual, args.lpips_weight, args.lpips_images)
+
+    def adversary() -> Adversary | None:
+        return Adversary(args.gan_weight, args.gan_start, settings.learning_rate, device) if args.gan_weight else None
+
+    if args.stage == "vae":
+        vae = _load("vae", args.vae, device) if args.vae else TemporalVAE(getattr(VAEConfig, args.size)()).to(device)
+        return VAEStage(vae, pixel_loss(), adversary())
+    if args.stage == "semantic":
+        from ..networks.semantic_encoder import SemanticEncoder, SemanticEncoderConfig
+
+        config = SemanticEncoderConfig.nano() if args.size == "nano" else SemanticEncoderConfig.sam2("tiny")
+        encoder = _load("semantic", args.semantic, device) if args.semantic else SemanticEncoder(config).to(device)
+        return SemanticStage(encoder, VGGTeacher(args.vgg).to(device))
+
+    vae = _load("vae", _needed(args, "vae"), device)
+    encoder = _load("semantic", args.semantic, device) if args.semantic else None
+    if encoder is not None:
+        encoder.requires_grad_(False)
+    if args.stage == "decoder":
+        denoiser = _load("denoiser", _needed(args, "denoiser"), device)
+        return DecoderStage(vae, denoiser, encoder, pixel_loss(), adversary(), everything=args.size == "nano")
+    number = 1 if args.stage == "stage1" else 2
+    trains = args.trains or ("all" if args.size == "nano" else "new")
+    return DenoiserStage(number, _denoiser(args, device), vae, encoder, trains=trains)
+
+
+def _denoiser(args: argparse.Namespace, device: str) -> Any:
+    import torch
+
+    from ..networks.denoiser import Denoiser, DenoiserConfig
+    from ..networks.initialise import zero_new_modules
+
+    if args.denoiser:
+        return _load("denoiser", args.denoiser, device)
+    config = getattr(DenoiserConfig, args.size)()
+    # A network of its own has no text model: four constant tokens stand for the empty prompt.
+    denoiser = Denoiser(config, empty_text=torch.randn(1, 4, config.context_dim)).to(device)
+    zero_new_modules(denoiser)
+    return denoiser
+
+
+def _load(kind: str, path: Path, device: str) -> Any:
+    import torch
+
+    from .. import checkpoints
+
+    load = {"vae": checkpoints.load_temporal_vae, "denoiser": checkpoints.load_denoiser,
+            "semantic": checkpoints.load_semantic_encoder}[kind]
+    return load(path, dtype=torch.float32, device=device)
+
+
+def _needed(args: argparse.Namespace, name: str) -> Path:
+    path = getattr(args, name)
+    if path is None:
+        raise SettingsError(f"the stage '{args.stage}' needs --{name}: the file that the earlier stage wrote")
+    return path
+
+
+def save_networks(stage: Stage, folder: Path, record: dict[str, Any]) -> None:
+    """Write the networks of a finished stage as native files, and `record.json`."""
+    from ..checkpoints import save_native
+
+    for name, network in stage.networks.items():
+        if hasattr(network, "config"):
+            save_native(network, folder / f"{name}.safetensors")
+    (folder / "record.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
+
+
+def gather_preset(args: argparse.Namespace) -> int:
+    """Write --vae, --denoiser and --semantic as fp16 into a preset folder, with their runs' records and curves."""
+    import torch
+
+    from ..checkpoints import save_native
+
+    record: dict[str, Any] = {}
+    names = {"vae": "vae", "denoiser": "denoiser", "semantic": "semantic_encoder"}
+    for kind, name in names.items():
+        path = getattr(args, kind)
+        if path is None:
+            continue
+        save_native(_load(kind, path, "cpu"), args.out / f"{name}.safetensors", dtype=torch.float16)
+    for run in sorted({p.parent for p in args.data or []} | {getattr(args, k).parent for k in names if getattr(args, k)}):
+        if (run / "record.json").is_file():
+            record[run.name] = json.loads((run / "record.json").read_text())
+            (args.out / f"curve_{run.name}.csv").write_text((run / "log.csv").read_text())
+    (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    return 0

@@ -1,0 +1,231 @@
+"""The training loop: mixed precision, EMA, curves, checkpoints that resume bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Callable, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import SettingsError, require
+from .data import PackedDataset
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """steps: optimiser steps (of `accumulate` batches each); minutes: stop earlier, at the first step past them.
+
+    crop: side of the training crops in HR pixels; frames: consecutive frames per crop.
+    """
+
+    steps: int
+    batch: int
+    crop: int
+    frames: int
+    learning_rate: float
+    seed: int = 0
+    accumulate: int = 1
+    ema_decay: float = 0.999
+    warmup: int = 50
+    decay_from: float = 1.0
+    precision: str = "bf16"
+    device: str = "cpu"
+    minutes: float = float("inf")
+    save_every: int = 200
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "crop", "frames", "accumulate", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise SettingsError(f"precision is '{self.precision}', choose fp32, bf16 or fp16")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """lr (B*T, 3, h, w) and hr (B*T, 3, H, W) in -1..1; noise draws of this step come from `generator` (CPU)."""
+
+    lr: Tensor
+    hr: Tensor
+    num_frames: int
+    generator: torch.Generator
+
+    def randn(self, shape: torch.Size | tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.hr.device)
+
+    def rand(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator).to(self.hr.device)
+
+
+class Stage(Protocol):
+    """What one training stage is: networks, what of them learns, and the loss of a batch.
+
+    `losses` returns named scalars whose sum is minimised. `after_step` serves what has an optimiser of its own (a
+    discriminator); `finish` is called with the averaged weights in place, before the networks are written.
+    """
+
+    name: str
+    networks: dict[str, nn.Module]
+
+    def parameters(self) -> list[nn.Parameter]: ...
+    def losses(self, batch: Batch) -> dict[str, Tensor]: ...
+    def after_step(self, batch: Batch, step: int) -> dict[str, float]: ...
+    def finish(self, next_batch: Callable[[], Batch]) -> dict[str, Any]: ...
+    def sample(self, batch: Batch) -> list[Tensor]: ...
+    def state(self) -> dict[str, Any]: ...
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Trainer:
+    """Runs a stage in a folder: `state.pt` to resume, `log.csv` with the curves, `samples/*.jpg`, and its networks."""
+
+    def __init__(self, stage: Stage, data: PackedDataset, settings: TrainSettings, folder: Path,
+                 save: Callable[[Stage, Path, dict[str, Any]], None]):
+        self.stage, self.data, self.settings, self.folder, self._save_networks = stage, data, settings, folder, save
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.parameters = stage.parameters()
+        self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, betas=(0.9, 0.99))
+        ema = require("diffusers.training_utils", "diffusers", "training")
+        self.ema = ema.EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
+        self.scaler = torch.amp.GradScaler(settings.device, enabled=settings.precision == "fp16")
+        self.step = 0
+        self.seconds = 0.0
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end (or to the time limit) and write the averaged networks; returns the training record."""
+        self._resume()
+        started = time.monotonic() - self.seconds
+        while self.step < self.settings.steps and self.seconds < self.settings.minutes * 60:
+            values = self._optimise()
+            self.step += 1
+            self.seconds = time.monotonic() - started
+            if self.step % self.settings.log_every == 0:
+                self._log(values)
+            if self.step % self.settings.save_every == 0:
+                self._checkpoint()
+        self._checkpoint()
+        return self._finish()
+
+    def _optimise(self) -> dict[str, float]:
+        progress = self.step / self.settings.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * self._rate(progress)
+        values: dict[str, float] = {}
+        batch = None
+        for part in range(self.settings.accumulate):
+            batch = self._batch(self.step, part)
+            with self._autocast():
+                losses = self.stage.losses(batch)
+                total = torch.stack([loss.float() for loss in losses.values()]).sum() / self.settings.accumulate
+            self.scaler.scale(total).backward()
+            values = {name: float(loss) for name, loss in losses.items()}
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.step(self.parameters)
+        assert batch is not None
+        with self._autocast():
+            values |= self.stage.after_step(batch, self.step)
+        return values
+
+    def _rate(self, progress: float) -> float:
+        """Linear warm-up, constant, and a linear decay to zero from `decay_from` (a share of all steps) on."""
+        warm = min(1.0, (self.step + 1) / max(self.settings.warmup, 1))
+        start = self.settings.decay_from
+        return warm if progress <= start else warm * max((1 - progress) / (1 - start), 0.02)
+
+    def _batch(self, step: int, part: int) -> Batch:
+        # Everything random follows from (seed, step, part), so a resumed run draws what it would have drawn.
+        rng = np.random.default_rng([self.settings.seed, step, part])
+        s = self.settings
+        lr, hr = self.data.sample(rng, s.batch, s.crop, s.frames, flip=True)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        return Batch(self._pixels(lr), self._pixels(hr), s.frames, generator)
+
+    def _pixels(self, frames: np.ndarray) -> Tensor:
+        """(B, T, H, W, 3) uint8 -> (B*T, 3, H, W) in -1..1."""
+        x = torch.from_numpy(frames).to(self.settings.device).flatten(0, 1).permute(0, 3, 1, 2)
+        return x.float().div_(127.5).sub_(1)
+
+    def _autocast(self) -> Any:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.settings.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.settings.device, dtype)
+
+    def _log(self, values: dict[str, float]) -> None:
+        row = {"step": self.step, "seconds": round(self.seconds, 1), **{k: round(v, 6) for k, v in values.items()}}
+        path = self.folder / "log.csv"
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        log.info("%s %s", self.stage.name, " ".join(f"{k}={v}" for k, v in row.items()))
+
+    def _checkpoint(self) -> None:
+        state = {
+            "step": self.step, "seconds": self.seconds, "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(), "scaler": self.scaler.state_dict(), "stage": self.stage.state(),
+            "networks": {name: network.state_dict() for name, network in self.stage.networks.items()},
+        }
+        partial = self.folder / "state.pt.part"
+        torch.save(state, partial)
+        partial.replace(self.folder / "state.pt")
+        self._strip()
+
+    def _resume(self) -> None:
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.settings.device, weights_only=True)
+        for name, network in self.stage.networks.items():
+            network.load_state_dict(state["networks"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.ema.to(device=self.settings.device)
+        self.scaler.load_state_dict(state["scaler"])
+        self.stage.load_state(state["stage"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        log.info("%s resumes at step %d", self.stage.name, self.step)
+
+    @torch.no_grad()
+    def _strip(self) -> None:
+        """Write a strip of pictures of one fixed batch (what the stage shows, side by side)."""
+        with self._autocast():
+            rows = self.stage.sample(self._batch(2**31, 0))
+        if not rows:
+            return
+        from PIL import Image
+
+        first = [row[:4].float() for row in rows]
+        height = max(row.shape[-2] for row in first)
+        first = [nn.functional.interpolate(row, (height, height), mode="nearest-exact") for row in first]
+        picture = torch.cat([torch.cat(list(row), dim=-1) for row in first], dim=-2)
+        pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+        target = self.folder / "samples" / f"{self.step:06d}.jpg"
+        target.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(target, quality=92)
+
+    def _finish(self) -> dict[str, Any]:
+        self.ema.copy_to(self.parameters)
+        counter = iter(range(10**6))
+        with torch.no_grad(), self._autocast():
+            extra = self.stage.finish(lambda: self._batch(2**31 + 1, next(counter)))
+        record = {"stage": self.stage.name, "steps": self.step, "seconds": round(self.seconds), **extra,
+                  "settings": {k: v for k, v in asdict(self.settings).items() if v != float("inf")},
+                  "data": self.data.meta.get("sources"), "segments": len(self.data),
+                  "torch": torch.__version__}
+        self._save_networks(self.stage, self.folder, record)
+        return record

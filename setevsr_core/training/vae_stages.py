@@ -1,0 +1,214 @@
+"""Stages that train the VAE: `vae` (everything, from scratch) and `decoder` (on latents that the denoiser made)."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..networks.denoiser import Denoiser
+from ..networks.semantic_encoder import SemanticEncoder
+from ..networks.temporal_vae import TemporalVAE
+from .losses import (PatchDiscriminator, PerceptualLoss, flow_consistency, hinge_discriminator,
+                     kl_to_standard_normal, temporal_difference)
+from .trainer import Batch
+
+
+def enlarge(lr: Tensor, hr: Tensor) -> Tensor:
+    """The LR frames at HR size, as the encoder sees them: bicubic, clamped to -1..1."""
+    return F.interpolate(lr, hr.shape[-2:], mode="bicubic", align_corners=False).clamp(-1, 1)
+
+
+class PixelLoss:
+    """L1 + LPIPS(VGG) on at most `perceptual_images` pictures of a batch; LPIPS is the costly part on a CPU."""
+
+    def __init__(self, perceptual: PerceptualLoss | None, weight: float, perceptual_images: int):
+        self.perceptual, self.weight, self.images = perceptual, weight, perceptual_images
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        losses = {"l1": F.l1_loss(prediction, target)}
+        if self.perceptual is not None and self.weight:
+            stride = max(len(prediction) // self.images, 1)
+            losses["lpips"] = self.weight * self.perceptual(prediction[::stride], target[::stride])
+        return losses
+
+
+class Adversary:
+    """A patch discriminator with its own optimiser, whose say starts at `start` steps."""
+
+    def __init__(self, weight: float, start: int, learning_rate: float, device: str):
+        self.weight, self.start, self.active = weight, start, False
+        self.network = PatchDiscriminator().to(device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate, betas=(0.5, 0.9))
+
+    def loss(self, prediction: Tensor) -> Tensor:
+        """What the generator pays; the discriminator's own gradients from it are thrown away at its next step."""
+        if not self.active:
+            return prediction.new_zeros(())
+        return -self.weight * self.network(prediction).mean()
+
+    def learn(self, prediction: Tensor, target: Tensor, step: int) -> dict[str, float]:
+        self.active = step >= self.start
+        if step < self.start - 100:  # it warms up before its word counts
+            return {"discriminator": 0.0}
+        loss = hinge_discriminator(self.network(target), self.network(prediction.detach()))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return {"discriminator": float(loss)}
+
+    def state(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "active": self.active}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.active = state["active"]
+
+
+class VAEStage:
+    """Encoder and decoder with skip fusion, together: reconstruct HR from its latents and the LR features.
+
+    In a share of the batch the latents are those of the LR frame (`lr_share`: the decoder must do well where no
+    diffusion has run) and in another share fusion is off (`plain_share`: latents alone must suffice). `finish`
+    measures the latents and sets `scaling_factor` to 1 / standard deviation.
+    """
+
+    name = "vae"
+
+    def __init__(self, vae: TemporalVAE, pixel_loss: PixelLoss, adversary: Adversary | None = None, *,
+                 kl_weight: float = 1e-4, lr_share: float = 0.35, plain_share: float = 0.15):
+        self.vae, self.pixel_loss, self.adversary = vae, pixel_loss, adversary
+        self.kl_weight, self.lr_share, self.plain_share = kl_weight, lr_share, plain_share
+        self.networks: dict[str, nn.Module] = {"vae": vae}
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for name, p in self.vae.named_parameters() if "temporal" not in name]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        vae = self.vae
+        mean, logvar, _ = vae.encode(batch.hr)
+        lr_mean, _, features = vae.encode(enlarge(batch.lr, batch.hr))
+        # All items of a batch share the decoder; which latents one gets is drawn per item.
+        from_lr = batch.rand(len(batch.hr), 1, 1, 1) < self.lr_share
+        sampled = mean + (0.5 * logvar).exp() * batch.randn(mean.shape)
+        latents = torch.where(from_lr, lr_mean, sampled.to(lr_mean.dtype))
+        fused = max(1, round(len(latents) * (1 - self.plain_share)))
+        prediction = vae.decode(latents[:fused], [f[:fused] for f in features], num_frames=1)
+        if fused < len(latents):
+            plain = vae.decode(sampled[fused:].to(lr_mean.dtype), None, num_frames=1)
+            prediction = torch.cat([prediction, plain])
+        prediction = prediction.float()
+        self._last = (prediction.detach(), batch.hr)
+        losses = self.pixel_loss(prediction, batch.hr) | {"kl": self.kl_weight * kl_to_standard_normal(mean, logvar)}
+        if self.adversary:
+            losses["adversarial"] = self.adversary.loss(prediction)
+        return losses
+
+    def after_step(self, batch: Batch, step: int) -> dict[str, float]:
+        assert self._last is not None
+        return self.adversary.learn(*self._last, step) if self.adversary else {}
+
+    def finish(self, next_batch: Callable[[], Batch]) -> dict[str, Any]:
+        latents = torch.cat([self.vae.encode(next_batch().hr)[0].float() for _ in range(8)])
+        factor = 1.0 / float(latents.std())
+        self.vae.config = type(self.vae.config).from_dict({**self.vae.config.to_dict(), "scaling_factor": factor})
+        return {"scaling_factor": factor}
+
+    def sample(self, batch: Batch) -> list[Tensor]:
+        mean, _, _ = self.vae.encode(batch.hr)
+        enlarged = enlarge(batch.lr, batch.hr)
+        lr_mean, _, features = self.vae.encode(enlarged)
+        return [enlarged, self.vae.decode(lr_mean, features, num_frames=1),
+                self.vae.decode(mean, features, num_frames=1), self.vae.decode(mean, None, num_frames=1), batch.hr]
+
+    def state(self) -> dict[str, Any]:
+        return {"adversary": self.adversary.state()} if self.adversary else {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if self.adversary:
+            self.adversary.load_state(state["adversary"])
+
+
+class DecoderStage:
+    """The temporal decoder on segments, with latents as the denoiser makes them (MGLD-VSR's second training).
+
+    A share of the batches decodes LR latents, so that the decoder also serves without diffusion. All decoder weights
+    learn, or only the temporal and fusion layers (`everything=False`, the baseline's choice for large networks).
+    """
+
+    name = "decoder"
+
+    def __init__(self, vae: TemporalVAE, denoiser: Denoiser, encoder: SemanticEncoder | None, pixel_loss: PixelLoss,
+                 adversary: Adversary | None = None, *, everything: bool = False, lr_share: float = 0.3,
+                 steps: tuple[int, ...] = (3, 5), difference_weight: float = 0.5, flow_weight: float = 0.5):
+        self.vae, self.denoiser, self.encoder = vae, denoiser, encoder
+        self.pixel_loss, self.adversary = pixel_loss, adversary
+        self.everything, self.lr_share, self.steps = everything, lr_share, steps
+        self.difference_weight, self.flow_weight = difference_weight, flow_weight
+        self.networks: dict[str, nn.Module] = {"vae": vae}
+        self._last: tuple[Tensor, Tensor] | None = None
+        denoiser.requires_grad_(False)
+        vae.encoder.requires_grad_(False)
+
+    def parameters(self) -> list[nn.Parameter]:
+        chosen = [(n, p) for n, p in self.vae.named_parameters() if n.startswith(("decoder.", "post_quant_conv."))]
+        if not self.everything:
+            chosen = [(n, p) for n, p in chosen if "temporal" in n or "fusion_layer" in n]
+        return [p for _, p in chosen]
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Unscaled latents of the batch (denoised, or those of the LR frames) and the LR features."""
+        from ..sampling.loop import denoise
+
+        lr_latents, _, features = self.vae.encode(enlarge(batch.lr, batch.hr))
+        if float(batch.rand(1)) < self.lr_share:
+            return lr_latents, features
+        steps = self.steps[int(batch.rand(1) * len(self.steps))]
+        seed = int(batch.rand(1) * 2**31)
+        semantics = None if self.encoder is None else self.encoder((batch.lr.movedim(1, -1) + 1) / 2)
+        scale, count = self.vae.config.scaling_factor, batch.num_frames
+        made = [
+            denoise(self.denoiser, lr_latents[i : i + count].float() * scale, frame_indices=range(i, i + count),
+                    seed=seed, steps=steps, sampler="ddim", strength=1.0, tile=0,
+                    semantics=None if semantics is None else semantics[i : i + count])
+            for i in range(0, len(lr_latents), count)
+        ]
+        return (torch.cat(made) / scale).to(lr_latents.dtype), features
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        latents, features = self.latents(batch)
+        prediction = self.vae.decode(latents, features, num_frames=batch.num_frames).float()
+        self._last = (prediction.detach(), batch.hr)
+        losses = self.pixel_loss(prediction, batch.hr)
+        losses["difference"] = self.difference_weight * temporal_difference(prediction, batch.hr, batch.num_frames)
+        if self.flow_weight:
+            losses["flow"] = self.flow_weight * flow_consistency(prediction, batch.hr, batch.num_frames)
+        if self.adversary:
+            losses["adversarial"] = self.adversary.loss(prediction)
+        return losses
+
+    def after_step(self, batch: Batch, step: int) -> dict[str, float]:
+        assert self._last is not None
+        return self.adversary.learn(*self._last, step) if self.adversary else {}
+
+    def finish(self, next_batch: Callable[[], Batch]) -> dict[str, Any]:
+        return {}
+
+    def sample(self, batch: Batch) -> list[Tensor]:
+        latents, features = self.latents(batch)
+        lr_latents, _, _ = self.vae.encode(enlarge(batch.lr, batch.hr))
+        return [enlarge(batch.lr, batch.hr), self.vae.decode(lr_latents, features, num_frames=batch.num_frames),
+                self.vae.decode(latents, features, num_frames=batch.num_frames), batch.hr]
+
+    def state(self) -> dict[str, Any]:
+        return {"adversary": self.adversary.state()} if self.adversary else {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if self.adversary:
+            self.adversary.load_state(state["adversary"])
