@@ -1,0 +1,28 @@
+"""From widget values to settings of the core: "preset's own" entries become open choices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..setevsr_core.settings import RestoreSettings, resolve_settings
+from .widgets import DECODER_ONLY, PRESETS_OWN
+
+
+def sampling_choices(*, steps: int, sampler: str, strength: float) -> dict[str, Any]:
+    """`steps`, `sampler` and `strength` for the core; None where the preset decides, steps 0 for the decoder alone."""
+    return {
+        "steps": 0 if sampler == DECODER_ONLY else steps or None,
+        "sampler": None if sampler in (PRESETS_OWN, DECODER_ONLY) else sampler,
+        "strength": strength or None,
+    }
+
+
+def cut_choice(scene_cuts: str) -> str | tuple[int, ...]:
+    """`cuts` for the core: found while reading, or none at all."""
+    return "auto" if scene_cuts == "auto" else ()
+
+
+def resolved(chosen: Mapping[str, Any], defaults: Mapping[str, Any]) -> RestoreSettings:
+    """The settings that a run will use, checked; `SettingsError` names what is out of range."""
+    return resolve_settings(chosen, defaults)

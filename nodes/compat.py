@@ -1,0 +1,181 @@
+"""Every difference between ComfyUI versions (0.16.3 and newer), in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from comfy_api.latest import InputImpl, io
+
+Result = TypeVar("Result")
+
+
+def schema(**keywords: Any) -> io.Schema:
+    """`io.Schema` without the keywords that this ComfyUI does not know yet (aliases and the like)."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return io.Schema(**{name: value for name, value in keywords.items() if name in known})
+
+
+def widget(kind: Any, name: str, **keywords: Any) -> Any:
+    """`kind.Input(name, ...)` without the keywords that this ComfyUI does not know yet (`advanced` and the like)."""
+    known = inspect.signature(kind.Input.__init__).parameters
+    return kind.Input(name, **{key: value for key, value in keywords.items() if key in known})
+
+
+@functools.cache
+def operations() -> Any:
+    """The layer namespace for our networks: ComfyUI's casting layers, with weights that exist after construction.
+
+    Under dynamic VRAM `comfy.ops` layers start without a weight and create missing ones with swapped axes; a class
+    with its own `_load_from_state_dict` opts out of that and keeps all other behaviour (streaming, casting).
+    """
+    import comfy.ops
+
+    base = comfy.ops.manual_cast
+
+    def with_weights(layer: type) -> type:
+        def load(self, *arguments: Any, **keywords: Any) -> None:
+            torch.nn.Module._load_from_state_dict(self, *arguments, **keywords)
+
+        return type(layer.__name__, (layer,), {"_load_from_state_dict": load})
+
+    lazy = {name: with_weights(getattr(base, name)) for name in ("Linear", "Embedding") if hasattr(base, name)}
+    return type("Operations", (base,), lazy)
+
+
+def make_patcher(module: torch.nn.Module, load_device: torch.device, offload_device: torch.device, *, whole: bool) -> Any:
+    """A ModelPatcher for `module`. `whole`: the module has plain torch layers and must never be loaded in part.
+
+    The class is looked up at call time because ComfyUI exchanges it at start-up when dynamic VRAM is on.
+    """
+    import comfy.model_patcher
+
+    plain = comfy.model_patcher.ModelPatcher
+    chosen = plain if whole else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
+    return chosen(module, load_device=load_device, offload_device=offload_device)
+
+
+def device_for_plain_modules() -> torch.device:
+    """Where a module of plain torch layers can run: `--novram` never loads such a module fully, so it stays on the CPU."""
+    import comfy.model_management as management
+
+    if management.vram_state == management.VRAMState.NO_VRAM:
+        return torch.device("cpu")
+    return management.get_torch_device()
+
+
+def compute_device() -> torch.device:
+    """The device that ComfyUI computes on."""
+    import comfy.model_management
+
+    return comfy.model_management.get_torch_device()
+
+
+def check_interrupt() -> None:
+    """Raise ComfyUI's interrupt exception if the user pressed Cancel."""
+    import comfy.model_management
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """True for ComfyUI's Cancel; it is an `Exception` on older versions and must always be re-raised first."""
+    import comfy.model_management
+
+    return isinstance(error, comfy.model_management.InterruptProcessingException)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if `error` says that the accelerator's (or the CPU's) memory is full."""
+    import comfy.model_management as management
+
+    if hasattr(management, "is_oom"):
+        return bool(management.is_oom(error)) or _cpu_out_of_memory(error)
+    known = management.OOM_EXCEPTION
+    return (known is not Exception and isinstance(error, known)) or _cpu_out_of_memory(error)
+
+
+def _cpu_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error) and "memory" in str(error)
+    )
+
+
+def free_cached_memory() -> None:
+    """Give unused accelerator memory back after an out-of-memory error."""
+    import comfy.model_management
+
+    comfy.model_management.soft_empty_cache()
+
+
+def intermediate_options() -> dict[str, Any]:
+    """`device` and `dtype` that ComfyUI wants for IMAGE and LATENT tensors between nodes."""
+    import comfy.model_management as management
+
+    dtype = management.intermediate_dtype() if hasattr(management, "intermediate_dtype") else torch.float32
+    return {"device": management.intermediate_device(), "dtype": dtype}
+
+
+def trim_window(video: Any) -> tuple[float, float | None]:
+    """(start, duration or None) in seconds of a VIDEO; versions without trimming give the whole video."""
+    if not hasattr(video, "get_active_trim_window"):
+        return 0.0, None
+    start, duration = video.get_active_trim_window()
+    return float(start), (float(duration) if duration else None)
+
+
+def is_file_video(video: Any) -> bool:
+    """True if the VIDEO is backed by an encoded file, so that it can be decoded frame by frame."""
+    return isinstance(video, InputImpl.VideoFromFile)
+
+
+def previews_enabled() -> bool:
+    """True if the user has switched sampling previews on."""
+    try:
+        from comfy.cli_args import LatentPreviewMethod, args
+    except ImportError:
+        return False
+    return args.preview_method != LatentPreviewMethod.NoPreviews
+
+
+def preview_size() -> int:
+    """Longest side in pixels of a preview picture."""
+    from comfy.cli_args import args
+
+    return int(getattr(args, "preview_size", 512))
+
+
+def retry_smaller(run: Callable[[int], Result], tile: int, smallest: int, start_at: int) -> Result:
+    """Call `run(tile)`; on out of memory halve `tile` (0 = untiled: continue with `start_at`) down to `smallest`.
+
+    Tiles stay multiples of 8, as the networks need. Cancel and all other errors pass through. The last out-of-memory error is raised as it is.
+    """
+    while True:
+        try:
+            return run(tile)
+        except BaseException as error:
+            if is_interrupt(error) or not is_out_of_memory(error):
+                raise
+            if 0 < tile <= smallest:
+                raise
+        # Outside the except block on purpose: the traceback, and the tensors it holds, are gone by now.
+        free_cached_memory()
+        tile = start_at if tile == 0 else max(smallest, tile // 2 // 8 * 8)
+
+
+@contextmanager
+def readable_memory_error(remedy: str) -> Iterator[None]:
+    """Turn an out-of-memory error into one sentence that names the widget to change."""
+    from ..setevsr_core.errors import SettingsError
+
+    try:
+        yield
+    except BaseException as error:
+        if is_interrupt(error) or not is_out_of_memory(error):
+            raise
+        raise SettingsError(f"The memory is full: {remedy}") from error

@@ -1,0 +1,84 @@
+"""Where weight files and presets are looked for, and what the combos list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+
+from ..setevsr_core.errors import CheckpointError
+
+MODELS = "setevsr"
+"""Our own folder key: `models/setevsr`, and whatever `extra_model_paths.yaml` adds under this name."""
+
+WEIGHT_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+NO_FILE = "(no weight file found)"
+
+SHARED = {"denoiser": ("diffusion_models", "checkpoints"), "vae": ("vae",), "semantic_encoder": ("sam2",)}
+"""Standard folders that may hold a component already, searched after our own."""
+
+
+def register() -> None:
+    """Make `models/setevsr` (and `models/sam2`, if no other pack has) known to ComfyUI; keeps the user's own paths."""
+    for key in (MODELS, "sam2"):
+        folder_paths.add_model_folder_path(key, str(Path(folder_paths.models_dir) / key))
+        folder_paths.folder_names_and_paths[key][1].update(WEIGHT_FILES)
+
+
+def weight_files(kind: str) -> list[str]:
+    """Names of the files that may hold a component of `kind`, our own folder first; never empty."""
+    names: dict[str, None] = {}
+    for key in _folders(kind):
+        for name in folder_paths.get_filename_list(key):
+            if name.lower().endswith(WEIGHT_FILES) and not _inside_preset(key, name):
+                names.setdefault(name)
+    return list(names) or [NO_FILE]
+
+
+def find_weights(kind: str, name: str) -> str:
+    """Full path of the file `name` for a component of `kind`; `CheckpointError` says where the file belongs."""
+    for key in _folders(kind):
+        path = folder_paths.get_full_path(key, name)
+        if path is not None:
+            return path
+    wanted = "No weight file was found" if name == NO_FILE else f"The weight file '{name}' was not found"
+    raise CheckpointError(f"{wanted} for the {kind.replace('_', ' ')}; put it into {own_folder()} and press R to refresh.")
+
+
+def own_folder() -> Path:
+    """The folder a user should put weight files into."""
+    return Path(folder_paths.get_folder_paths(MODELS)[0])
+
+
+def preset_folders() -> dict[str, Path]:
+    """User presets by name: every folder below `models/setevsr` that holds a `config.json`."""
+    found: dict[str, Path] = {}
+    for folder in folder_paths.get_folder_paths(MODELS):
+        for config in sorted(Path(folder).glob("*/config.json")):
+            found.setdefault(config.parent.name, config.parent)
+    return found
+
+
+def preset_names(default: str) -> list[str]:
+    """All presets, `default` first, then the other bundled ones, then the user's own."""
+    from ..setevsr_core.checkpoints.presets import list_presets
+
+    return list(dict.fromkeys([default, *list_presets(), *preset_folders()]))
+
+
+def preset_folder(name: str) -> Path:
+    """The folder of a preset by name: the user's own first, then the bundled ones."""
+    from ..setevsr_core.checkpoints.presets import preset_folder as bundled_folder
+
+    own = preset_folders()
+    return own[name] if name in own else bundled_folder(name)
+
+
+def _folders(kind: str) -> list[str]:
+    keys = (MODELS, *SHARED[kind])
+    return [key for key in keys if key in folder_paths.folder_names_and_paths]
+
+
+def _inside_preset(key: str, name: str) -> bool:
+    parts = Path(name.replace("\\", "/")).parts
+    return key == MODELS and len(parts) > 1 and parts[0] in preset_folders()

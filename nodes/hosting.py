@@ -1,0 +1,142 @@
+"""Networks inside ComfyUI: one ModelPatcher each, weights brought to the device before every stage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import compat
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+DENOISER, VAE, ENCODER = "denoiser", "vae", "semantic_encoder"
+PLAIN_LAYERS = frozenset({ENCODER})
+"""Kinds built from layers that ComfyUI cannot stream (SAM 2's own modules): these are loaded whole or not at all."""
+
+
+@dataclass(frozen=True)
+class ComponentHandle:
+    """What travels over a network socket. ComfyUI finds the weights to evict or keep through `.patcher`.
+
+    `defaults` are the settings of the preset that the network came with; empty for a single file.
+    """
+
+    kind: str
+    module: nn.Module
+    patcher: Any
+    name: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return self.patcher.load_device
+
+    def load(self, memory: float = 0.0) -> nn.Module:
+        """Bring the weights to the device, with about `memory` bytes left for the computation; cheap if they are there.
+
+        Called before every stage, because loading another network may have moved this one away.
+        """
+        import comfy.model_management as management
+
+        management.load_models_gpu([self.patcher], memory_required=memory, force_full_load=self.kind in PLAIN_LAYERS)
+        return self.module
+
+
+def host_component(
+    kind: str, module: nn.Module, name: str, dtype: torch.dtype, defaults: Mapping[str, Any] | None = None
+) -> ComponentHandle:
+    """Hand a network that was loaded on the CPU to ComfyUI's memory management, stored in `dtype`."""
+    module.to(dtype)
+    module.dtype = dtype  # type: ignore[assignment]  # the networks keep the type they compute in beside their weights
+    module.eval().requires_grad_(False)
+    load_device, offload_device = devices(kind)
+    patcher = compat.make_patcher(module, load_device, offload_device, whole=kind in PLAIN_LAYERS)
+    return ComponentHandle(kind, module, patcher, name, dict(defaults or {}))
+
+
+def devices(kind: str) -> tuple[torch.device, torch.device]:
+    """(device to compute on, device to rest on) for a network of `kind`."""
+    import comfy.model_management as management
+
+    if kind in PLAIN_LAYERS:
+        return compat.device_for_plain_modules(), management.unet_offload_device()
+    if kind == VAE:
+        return management.vae_device(), management.vae_offload_device()
+    return management.get_torch_device(), management.unet_offload_device()
+
+
+def choose_dtype(kind: str, precision: str) -> torch.dtype:
+    """Storage and computing type: what the user asked for, or the best of the device.
+
+    bf16 comes before fp16 because SD 2.1's attention can overflow fp16; on a CPU the answer is fp32.
+    """
+    import comfy.model_management as management
+
+    if precision in DTYPES:
+        return DTYPES[precision]
+    device, _ = devices(kind)
+    if kind == VAE:
+        return management.vae_dtype(device, [torch.bfloat16, torch.float32])
+    return management.unet_dtype(device=device, supported_dtypes=[torch.bfloat16, torch.float16, torch.float32])
+
+
+class InputMover(nn.Module):
+    """A network that rests on another device than the rest: moves its input there and its result back."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.module, self.device = module, device
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.module(frames.to(self.device)).to(frames.device)
+
+
+def make_restorer(
+    denoiser: ComponentHandle,
+    vae: ComponentHandle,
+    encoder: ComponentHandle | None,
+    memory: Mapping[str, float],
+) -> Any:
+    """A `Restorer` over hosted networks, which loads each one when its turn comes; `memory` as `activation_memory`."""
+    from ..setevsr_core.restorer import Restorer
+
+    handles = {"denoiser": denoiser, "vae": vae} | ({"encoder": encoder} if encoder is not None else {})
+    reader = None
+    if encoder is not None:
+        same = encoder.device == denoiser.device
+        reader = encoder.module if same else InputMover(encoder.module, encoder.device)
+
+    def prepare(name: str) -> None:
+        handles[name].load(memory.get(name, 0.0))
+
+    return Restorer(
+        denoiser.module, vae.module, reader,
+        device=denoiser.device, defaults=dict(denoiser.defaults), place=False, prepare=prepare,
+    )  # fmt: skip
+
+
+def activation_memory(size: tuple[int, int], length: int, tile: int, dtype: torch.dtype) -> dict[str, float]:
+    """Rough bytes that one segment of `length` frames of `size` (H, W, enlarged) needs beside the weights, per network.
+
+    The constants are ComfyUI's own for Stable Diffusion networks; small networks need less, and a hint too large only
+    makes room by evicting other models.
+    """
+    bytes_each = torch.finfo(dtype).bits // 8
+    pixels = size[0] * size[1]
+    tile_area = min(pixels / 64, tile * tile) if tile else pixels / 64
+    return {
+        "denoiser": length * tile_area * bytes_each * 0.02 * 1024**2,
+        "vae": length * pixels * 2178 * bytes_each,
+        "encoder": 1.5 * 1024**3,
+    }
+
+
+ProgressReport = Callable[[float, str, "Tensor | None"], None]

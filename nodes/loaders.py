@@ -1,0 +1,151 @@
+"""Nodes that load networks: a whole preset, or one network from a file."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import compat, folders, sockets, widgets
+from .hosting import DENOISER, ENCODER, PLAIN_LAYERS, VAE, ComponentHandle, choose_dtype, host_component
+
+log = logging.getLogger(__name__)
+
+
+def load_component(kind: str, path: str, name: str, precision: str, **options: Any) -> ComponentHandle:
+    """Read one network from a file and hand it to ComfyUI's memory management."""
+    from ..setevsr_core import checkpoints
+
+    readers: dict[str, Any] = {
+        DENOISER: checkpoints.load_denoiser,
+        VAE: checkpoints.load_temporal_vae,
+        ENCODER: checkpoints.load_semantic_encoder,
+    }
+    if kind not in PLAIN_LAYERS:
+        options["ops"] = compat.operations()
+    dtype = choose_dtype(kind, precision)
+    module = readers[kind](path, dtype=dtype, device="cpu", **options)
+    log.info("SeTe-VSR: loaded the %s from %s", kind.replace("_", " "), name)
+    return host_component(kind, module, name, dtype)
+
+
+def load_preset(name: str, precision: str) -> tuple[ComponentHandle, ComponentHandle, ComponentHandle | None]:
+    """(denoiser, VAE, semantic encoder or None) of a preset; the one used last is kept: a second run starts at once."""
+    folder = folders.preset_folder(name)
+    stamp = max(path.stat().st_mtime_ns for path in (folder, *folder.iterdir()))
+    return _load_preset(folder, precision, stamp)
+
+
+@lru_cache(maxsize=1)
+def _load_preset(
+    folder: Path, precision: str, stamp: int
+) -> tuple[ComponentHandle, ComponentHandle, ComponentHandle | None]:
+    """`stamp` is only a part of the cache's key: a preset that changed on disk is read again."""
+    from ..setevsr_core import checkpoints
+
+    preset = checkpoints.load_preset(folder, device="cpu", ops=compat.operations())
+    log.info("SeTe-VSR: loaded the preset %s from %s", preset.name, folder)
+
+    def host(kind: str, module: Any) -> ComponentHandle:
+        return host_component(kind, module, preset.name, choose_dtype(kind, precision), preset.defaults)
+
+    encoder = host(ENCODER, preset.encoder) if preset.encoder is not None else None
+    return host(DENOISER, preset.denoiser), host(VAE, preset.vae), encoder
+
+
+class LoadPreset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return compat.schema(
+            node_id="SeTeVSRLoadPreset",
+            display_name="Load Preset (SeTe-VSR)",
+            category=widgets.LOADERS,
+            description="Loads the three networks of a preset: denoiser, temporal VAE and semantic encoder.",
+            search_aliases=widgets.ALIASES,
+            inputs=[widgets.preset(), widgets.precision()],
+            outputs=[
+                sockets.Denoiser.Output("denoiser", tooltip="For Denoise or an Upscale node."),
+                sockets.TemporalVAE.Output("vae", tooltip="For Encode Latents, Temporal Decode or an Upscale node."),
+                sockets.SemanticEncoder.Output("encoder", tooltip="For Encode Semantics or an Upscale node."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, preset: str, precision: str = "auto") -> io.NodeOutput:
+        return io.NodeOutput(*load_preset(preset, precision))
+
+
+class LoadDenoiser(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return compat.schema(
+            node_id="SeTeVSRLoadDenoiser",
+            display_name="Load Denoiser (SeTe-VSR)",
+            category=widgets.LOADERS,
+            description="Loads a denoising U-Net with its low-resolution encoder: a SeTe-VSR file, mgldvsr_unet.ckpt of "
+            "MGLD-VSR, or Stable Diffusion 2.1 as a start for training.",
+            search_aliases=widgets.ALIASES,
+            inputs=[
+                widgets.weight_file(DENOISER, "models/setevsr, models/diffusion_models or models/checkpoints"),
+                widgets.precision(),
+                compat.widget(
+                    io.Int, "head_dim", default=64, min=8, max=256, step=8, advanced=True,
+                    tooltip="Channels per attention head, which no foreign file states: 64 for Stable Diffusion 2.1 and "
+                    "MGLD-VSR. SeTe-VSR files know their own; ignored for them.",
+                ),
+                compat.widget(
+                    io.Int, "lr_heads", default=4, min=1, max=64, advanced=True,
+                    tooltip="Attention heads of the low-resolution encoder, which no foreign file states: 4 for MGLD-VSR. "
+                    "SeTe-VSR files know their own; ignored for them.",
+                ),
+            ],
+            outputs=[sockets.Denoiser.Output("denoiser")],
+        )
+
+    @classmethod
+    def execute(cls, file: str, precision: str = "auto", head_dim: int = 64, lr_heads: int = 4) -> io.NodeOutput:
+        path = folders.find_weights(DENOISER, file)
+        return io.NodeOutput(load_component(DENOISER, path, file, precision, head_dim=head_dim, lr_heads=lr_heads))
+
+
+class LoadTemporalVAE(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return compat.schema(
+            node_id="SeTeVSRLoadTemporalVAE",
+            display_name="Load Temporal VAE (SeTe-VSR)",
+            category=widgets.LOADERS,
+            description="Loads a VAE whose decoder looks along time and at the input's features: a SeTe-VSR file, "
+            "video_vae_cfw.ckpt of MGLD-VSR, or a plain Stable Diffusion VAE (then without both).",
+            search_aliases=widgets.ALIASES,
+            inputs=[widgets.weight_file(VAE, "models/setevsr or models/vae"), widgets.precision()],
+            outputs=[sockets.TemporalVAE.Output("vae")],
+        )
+
+    @classmethod
+    def execute(cls, file: str, precision: str = "auto") -> io.NodeOutput:
+        return io.NodeOutput(load_component(VAE, folders.find_weights(VAE, file), file, precision))
+
+
+class LoadSemanticEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return compat.schema(
+            node_id="SeTeVSRLoadSemanticEncoder",
+            display_name="Load SAM2 Encoder (SeTe-VSR)",
+            category=widgets.LOADERS,
+            description="Loads the image encoder of SAM 2 or SAM 2.1 (any size), or a SeTe-VSR semantic encoder.",
+            search_aliases=[*widgets.ALIASES, "sam2", "segment anything"],
+            inputs=[widgets.weight_file(ENCODER, "models/setevsr or models/sam2"), widgets.precision()],
+            outputs=[sockets.SemanticEncoder.Output("encoder")],
+        )
+
+    @classmethod
+    def execute(cls, file: str, precision: str = "auto") -> io.NodeOutput:
+        return io.NodeOutput(load_component(ENCODER, folders.find_weights(ENCODER, file), file, precision))
+
+
+NODES = [LoadPreset, LoadDenoiser, LoadTemporalVAE, LoadSemanticEncoder]

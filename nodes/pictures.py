@@ -1,0 +1,113 @@
+"""Pictures for looking at results: embeddings as colours, labelled side-by-side comparisons with a zoomed crop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..setevsr_core.errors import InputError, SettingsError
+
+BACKGROUND = 0.09
+LABEL_SHARE = 0.055
+"""Height of a label bar as a share of the picture's height."""
+
+
+def principal_colours(embeddings: Tensor, size: tuple[int, int]) -> Tensor:
+    """Embeddings (N,C,h,w) as colours (N,H,W,3) 0..1: their three strongest principal components over all frames.
+
+    Regions of like meaning get like colours, the same in every frame. Scaled to `size` (H, W) without smoothing.
+    """
+    count, channels, height, width = embeddings.shape
+    tokens = embeddings.float().cpu().permute(0, 2, 3, 1).reshape(-1, channels)
+    tokens = tokens - tokens.mean(0)
+    values, vectors = torch.linalg.eigh(tokens.T @ tokens)
+    axes = vectors.flip(1)[:, :3]
+    # An eigenvector's sign is arbitrary; this choice keeps the colours from one run to the next.
+    strongest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    axes = axes * torch.where(strongest < 0, -1.0, 1.0)
+    colours = tokens @ axes
+    low, high = torch.quantile(_thinned(colours), torch.tensor([0.02, 0.98]), dim=0)
+    colours = ((colours - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+    picture = colours.reshape(count, height, width, 3).movedim(-1, 1)
+    return functional.interpolate(picture, size=size, mode="nearest").movedim(1, -1).contiguous()
+
+
+def _thinned(rows: Tensor, limit: int = 100_000) -> Tensor:
+    return rows[:: max(1, len(rows) // limit)]
+
+
+def compare(
+    pictures: Sequence[Tensor],
+    labels: Sequence[str],
+    *,
+    direction: str = "row",
+    zoom: float = 0.0,
+    centre: tuple[float, float] = (0.5, 0.5),
+    gap: int = 4,
+) -> Tensor:
+    """Batches (N,H,W,C) side by side -> (N,H',W',3), each with its label, and below it a crop enlarged `zoom` times.
+
+    Smaller pictures are enlarged without smoothing to the largest one, so that real pixels stay visible. A batch of one
+    is repeated; other differences in length are an `InputError`. `zoom` 0 leaves the crops out; `centre` is (x, y) of
+    the crop as shares of the picture. `direction`: "row" or "column".
+    """
+    if direction not in ("row", "column"):
+        raise SettingsError(f"direction is {direction!r}; choose row or column")
+    count = max(len(picture) for picture in pictures)
+    for picture, label in zip(pictures, labels, strict=True):
+        if len(picture) not in (1, count):
+            raise InputError(f"'{label}' has {len(picture)} frames and another picture has {count}; compare equal batches.")
+    size = max((tuple(picture.shape[1:3]) for picture in pictures), key=lambda shape: shape[0] * shape[1])
+    panels = [_panel(picture, label, count, size, zoom, centre, gap) for picture, label in zip(pictures, labels, strict=True)]
+    axis = 2 if direction == "row" else 1
+    strip = torch.full([count if i == 0 else gap if i == axis else n for i, n in enumerate(panels[0].shape)], BACKGROUND)
+    joined: list[Tensor] = []
+    for panel in panels:
+        joined += [strip, panel] if joined else [panel]
+    return torch.cat(joined, dim=axis)
+
+
+def _panel(
+    picture: Tensor, label: str, count: int, size: tuple[int, ...], zoom: float, centre: tuple[float, float], gap: int
+) -> Tensor:
+    pixels = _flat(picture).movedim(-1, 1)
+    pixels = functional.interpolate(pixels, size=(size[0], size[1]), mode="nearest").clamp(0, 1).expand(count, -1, -1, -1)
+    parts = [_label_bar(label, size[1], max(16, round(size[0] * LABEL_SHARE))).expand(count, -1, -1, -1), pixels]
+    if zoom >= 1:
+        parts += [torch.full((count, 3, gap, size[1]), BACKGROUND), _zoomed(pixels, zoom, centre)]
+    return torch.cat(parts, dim=2).movedim(1, -1)
+
+
+def _flat(picture: Tensor) -> Tensor:
+    """(N,H,W,3 or 4) float on the CPU -> (N,H,W,3); alpha is laid over the background."""
+    picture = picture.float().cpu()
+    if picture.shape[-1] == 4:
+        alpha = picture[..., 3:]
+        return picture[..., :3] * alpha + BACKGROUND * (1 - alpha)
+    return picture
+
+
+def _zoomed(pixels: Tensor, zoom: float, centre: tuple[float, float]) -> Tensor:
+    """The crop around `centre` that fills the picture's width and half its height when enlarged."""
+    height, width = pixels.shape[-2:]
+    crop_h, crop_w = max(1, round(height / 2 / zoom)), max(1, round(width / zoom))
+    top = min(max(0, round(centre[1] * height - crop_h / 2)), height - crop_h)
+    left = min(max(0, round(centre[0] * width - crop_w / 2)), width - crop_w)
+    crop = pixels[..., top : top + crop_h, left : left + crop_w]
+    return functional.interpolate(crop, size=(max(1, height // 2), width), mode="nearest")
+
+
+def _label_bar(text: str, width: int, height: int) -> Tensor:
+    """(1,3,height,width): light text on the background."""
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    shade = round(BACKGROUND * 255)
+    image = Image.new("RGB", (width, height), (shade, shade, shade))
+    font = ImageFont.load_default(size=max(9, round(height * 0.62)))
+    draw = ImageDraw.Draw(image)
+    draw.text((round(height * 0.35), height // 2), text, fill=(235, 235, 235), font=font, anchor="lm")
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 255

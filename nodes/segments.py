@@ -1,0 +1,113 @@
+"""Nodes at both ends of the composed graph: cut a video into segments, and put restored segments together."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from . import checks, compat, sockets, widgets
+from .payloads import SegmentSet, VideoIdentity
+
+
+class SplitSegments(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return compat.schema(
+            node_id="SeTeVSRSplitSegments",
+            display_name="Split Segments (SeTe-VSR)",
+            category=widgets.STAGES,
+            description="Plans which frames are restored together: overlapping segments that never cross a scene cut.",
+            search_aliases=widgets.ALIASES,
+            inputs=[
+                io.Image.Input("images", tooltip="Frames of one video, in order. Alpha is enlarged along, not restored."),
+                widgets.scale(),
+                widgets.length(),
+                widgets.overlap(),
+                widgets.scene_cuts(),
+            ],
+            outputs=[
+                sockets.Segments.Output("segments", tooltip="For all other stages: frames, plan and scale."),
+                io.Int.Output("count", tooltip="Number of segments."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, images: torch.Tensor, scale: float, length: int = 5, overlap: int = 2, scene_cuts: str = "auto"
+    ) -> io.NodeOutput:
+        from ..setevsr_core.video.scenes import detect_cuts
+        from ..setevsr_core.video.segments import plan_spans
+
+        checks.require_frames(images)
+        cuts = detect_cuts(images) if scene_cuts == "auto" else ()
+        spans = plan_spans(len(images), length, overlap, cuts)
+        return io.NodeOutput(SegmentSet(images, spans, scale, VideoIdentity.of(images)), len(spans))
+
+
+class StitchSegments(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return compat.schema(
+            node_id="SeTeVSRStitchSegments",
+            display_name="Stitch Segments (SeTe-VSR)",
+            category=widgets.STAGES,
+            description="Corrects the colours of decoded segments against the input and blends their overlaps into one "
+            "video.",
+            search_aliases=widgets.ALIASES,
+            inputs=[
+                sockets.Segments.Input("segments", tooltip="From Temporal Decode."),
+                widgets.colour(),
+            ],
+            outputs=[io.Image.Output("images", tooltip="The restored video, one picture per input frame.")],
+        )
+
+    @classmethod
+    def execute(cls, segments: SegmentSet, colour: str = "wavelet") -> io.NodeOutput:
+        from ..setevsr_core.video.stitch import Stitcher
+        from .progress import NodeProgress
+
+        pictures = require_decoded(segments)
+        progress, stitcher = NodeProgress(), Stitcher()
+        frames = segments.frames
+        images = torch.empty((len(frames), *segments.size, frames.shape[-1]), **compat.intermediate_options())
+        filled = 0
+
+        def fill(block: torch.Tensor) -> None:
+            nonlocal filled
+            images[filled : filled + len(block)] = block
+            filled += len(block)
+
+        for number, (span, picture) in enumerate(zip(segments.spans, pictures, strict=True), 1):
+            fill(stitcher.push(span, finish_span(picture, frames[span.start : span.stop], segments, colour)))
+            progress.count(number, len(segments.spans))
+        fill(stitcher.finish())
+        return io.NodeOutput(images)
+
+
+def require_decoded(segments: SegmentSet) -> tuple[torch.Tensor, ...]:
+    """The decoded pictures of all spans; `InputError` if the segments were not decoded."""
+    from ..setevsr_core.errors import InputError
+
+    if segments.decoded is None:
+        raise InputError("These segments are not decoded yet; connect the output of 'Temporal Decode'.")
+    return segments.decoded
+
+
+def finish_span(pictures: torch.Tensor, frames: torch.Tensor, segments: SegmentSet, colour: str) -> torch.Tensor:
+    """One span's pictures (T,sH,sW,3) with the input's colours, and with its alpha enlarged if it has one."""
+    from ..setevsr_core.stages import upscale_alpha
+    from ..setevsr_core.video.colour import match_colour
+    from ..setevsr_core.video.resize import upscale_bicubic
+
+    if colour != "none":
+        device = compat.compute_device()
+        planes = frames[..., :3].movedim(-1, 1).to(device, torch.float32).clamp(0, 1).contiguous()
+        reference = upscale_bicubic(planes, size=segments.size)
+        matched = match_colour(pictures.movedim(-1, 1).contiguous().to(device), reference, colour)
+        pictures = matched.movedim(1, -1).to(pictures.device).contiguous()
+    if frames.shape[-1] == 4:
+        pictures = torch.cat([pictures, upscale_alpha(frames[..., 3:], segments.scale)], dim=-1)
+    return pictures
+
+
+NODES = [SplitSegments, StitchSegments]
