@@ -103,9 +103,10 @@ def test_mid_block_places_of_both_layouts() -> None:
     for keys, places in ((mgld, (0, 2, 4)), (sd, (0, 1, 2))):
         table = key_maps.unet_table(key_maps.read_depth(keys))
         first, attention, second = places
-        assert key_maps.rename(f"middle_block.{first}.out_layers.3.weight", table) == "mid_block.resnets.0.conv2.weight"
-        assert key_maps.rename(f"middle_block.{attention}.proj_out.weight", table) == "mid_block.attentions.0.proj_out.weight"
-        assert key_maps.rename(f"middle_block.{second}.in_layers.0.bias", table) == "mid_block.resnets.1.norm1.bias"
+        names = [f"{first}.out_layers.3.weight", f"{attention}.proj_out.weight", f"{second}.in_layers.0.bias"]
+        ours = ["resnets.0.conv2.weight", "attentions.0.proj_out.weight", "resnets.1.norm1.bias"]
+        renamed = [key_maps.rename(f"middle_block.{name}", table) for name in names]
+        assert renamed == [f"mid_block.{name}" for name in ours]
 
 
 def test_sd21_names_are_those_of_diffusers() -> None:

@@ -31,9 +31,9 @@ def add_parser(subparsers: Any) -> None:
     convert = subparsers.add_parser("convert", help="write a weight file in the native format")
     convert.add_argument("source", help="weight file or diffusers folder")
     convert.add_argument("target", help="native file to write (.safetensors)")
-    convert.add_argument("--kind", choices=KINDS, help="what to take from a file that holds several (default: the first)")
+    convert.add_argument("--kind", choices=KINDS, help="what to take from a file that holds several (default: first)")
     convert.add_argument("--dtype", choices=DTYPES, help="stored number type (default: as in the source)")
-    convert.add_argument("--head-dim", type=int, default=64, help="width of an attention head of the U-Net (default 64)")
+    convert.add_argument("--head-dim", type=int, default=64, help="width of the U-Net's attention heads (default 64)")
     convert.add_argument("--lr-heads", type=int, default=4, help="attention heads of the LR encoder (default 4)")
     convert.set_defaults(run=run_convert)
 

@@ -137,9 +137,10 @@ def refusal(path: Path, reason: str) -> str:
     """Why a pickle was not opened, naming what it asked for."""
     wanted = re.search(r"GLOBAL ([\w.]+)", reason) or re.search(r"(?:class|function|global) ([\w.]+\.[\w.]+)", reason)
     if wanted is None:
+        cause = first_line(reason.rpartition("WeightsUnpickler error:")[2])
         return (
-            f"{path} is not a plain torch weight file (weights-only reading stopped: {first_line(reason)}); it is "
-            "damaged or holds more than tensors: get the weights as .safetensors."
+            f"{path} was refused: it is no torch weight file but some other Python pickle ({cause}), and opening it "
+            "could execute code from the file; get the weights as .safetensors."
         )
     return (
         f"{path} was refused: besides tensors it asks to run '{wanted[1]}', and opening it would execute code from "
@@ -182,8 +183,8 @@ def numpy_numbers() -> list[Any]:
 
     import numpy
 
-    multiarray = getattr(numpy, "_core", None) or numpy.core
-    scalar = multiarray.multiarray.scalar
+    core: Any = getattr(numpy, "_core", None) or getattr(numpy, "core")  # noqa: B009 - its name changed in NumPy 2
+    scalar = core.multiarray.scalar
     kinds = {type(numpy.dtype(kind)) for kind in ("float64", "float32", "int64")}
     return [
         (scalar, "numpy.core.multiarray.scalar"),
@@ -233,8 +234,9 @@ def missing_message(path: Path) -> str:
     """What to say when a file does not exist: the folder it belongs to and what is there instead."""
     folder = path.parent if str(path.parent) else Path(".")
     if not folder.is_dir():
-        return f"There is no file {path}: the folder {folder.absolute()} does not exist; create it and put the file there."
-    return f"There is no file named {path.name} in the folder {folder.absolute()}, which has: {listing(folder)}. Put it there."
+        return f"There is no file {path}: the folder {folder.absolute()} does not exist; create it and put it there."
+    return (f"There is no file named {path.name} in the folder {folder.absolute()}, which has: {listing(folder)}. "
+            "Put it there.")
 
 
 def listing(folder: Path, limit: int = 8) -> str:

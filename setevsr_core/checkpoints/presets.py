@@ -73,11 +73,11 @@ def load_preset(preset: str | Path, *, dtype: torch.dtype | None = None, device:
     files = {"denoiser": "denoiser.safetensors", "vae": "vae.safetensors",
              "semantic_encoder": "semantic_encoder.safetensors"} | values.get("files", {})
     encoder_path = folder / files["semantic_encoder"]
-    encoder = load_semantic_encoder(encoder_path, dtype=dtype, device=device, ops=ops) if encoder_path.is_file() else None
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "ops": ops}
     return Preset(
         str(values.get("name", folder.name)),
-        load_denoiser(folder / files["denoiser"], dtype=dtype, device=device, ops=ops),
-        load_temporal_vae(folder / files["vae"], dtype=dtype, device=device, ops=ops),
-        encoder,
+        load_denoiser(folder / files["denoiser"], **options),
+        load_temporal_vae(folder / files["vae"], **options),
+        load_semantic_encoder(encoder_path, **options) if encoder_path.is_file() else None,
         dict(values.get("defaults", {})),
     )

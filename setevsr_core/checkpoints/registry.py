@@ -1,4 +1,4 @@
-"""What a weight file is: known formats told by their tensor names, known strangers told by theirs.
+"""What a weight file is: known formats are told by their tensor names.
 
 A format turns its tensors into this project's names; sizes are read off the shapes afterwards, so one reader serves
 every format (see denoiser.py, vae.py, semantic.py). Nothing here copies or computes on tensors.
@@ -6,7 +6,7 @@ every format (see denoiser.py, vae.py, semantic.py). Nothing here copies or comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,16 +14,18 @@ from torch import Tensor
 from ..errors import CheckpointError
 from . import key_maps
 from .files import Source, TensorFile, open_source
-
-Tensors = Mapping[str, Tensor]
+from .strangers import LDM_PREFIXES, LOOKALIKES, OTHERS, Tensors, is_sdxl, stranger
 
 DENOISER, VAE, SEMANTIC = "denoiser", "vae", "semantic_encoder"
 KINDS = (DENOISER, VAE, SEMANTIC)
 KIND_TITLES = {DENOISER: "a denoiser", VAE: "a VAE", SEMANTIC: "a SAM 2 image encoder"}
 EXPECTED = {
-    DENOISER: "a SeTe-VSR denoiser, mgldvsr_unet.ckpt of MGLD-VSR, or Stable Diffusion 2.1-base (original or diffusers)",
-    VAE: "a SeTe-VSR VAE, video_vae_cfw.ckpt of MGLD-VSR, or the VAE of Stable Diffusion 2.1 (alone or in its checkpoint)",
-    SEMANTIC: "a SeTe-VSR semantic encoder or an official SAM 2 / SAM 2.1 checkpoint (sam2.1_hiera_*.pt or .safetensors)",
+    DENOISER: "a SeTe-VSR denoiser, mgldvsr_unet.ckpt of MGLD-VSR, or Stable Diffusion 2.1-base (original or "
+              "diffusers layout)",
+    VAE: "a SeTe-VSR VAE, video_vae_cfw.ckpt of MGLD-VSR, or the VAE of Stable Diffusion 2.1 (alone or in its "
+         "checkpoint)",
+    SEMANTIC: "a SeTe-VSR semantic encoder or an official SAM 2 / SAM 2.1 checkpoint (sam2.1_hiera_*.pt or "
+              ".safetensors)",
 }
 COMPONENTS = {DENOISER: ("unet", "denoiser"), VAE: ("vae",), SEMANTIC: ("semantic_encoder", "sam2")}
 
@@ -68,7 +70,6 @@ def under(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
 
 
 # ---- denoiser -------------------------------------------------------------------------------------------------------
-LDM_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 LR_PREFIX = "structcond_stage_model."
 UNET_PARTS = ("time_embed.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
 
@@ -82,7 +83,8 @@ def _find_mgld(tensors: Tensors) -> str | None:
 
 
 def _find_sd_original(tensors: Tensors) -> str | None:
-    return _first(tensors, LDM_PREFIXES, "input_blocks.0.0.weight", "input_blocks.1.0.in_layers.0.weight", "out.2.weight")
+    names = "input_blocks.0.0.weight", "input_blocks.1.0.in_layers.0.weight", "out.2.weight"
+    return _first(tensors, LDM_PREFIXES, *names)
 
 
 def _find_sd_diffusers(tensors: Tensors) -> str | None:
@@ -178,73 +180,13 @@ NATIVE = {kind: Format(kind, "native", f"SeTe-VSR {kind.replace('_', ' ')}", lam
           for kind in KINDS}
 
 
-# ---- strangers ------------------------------------------------------------------------------------------------------
-def _has(tensors: Tensors, *fragments: str) -> bool:
-    return any(any(fragment in key for fragment in fragments) for key in tensors)
-
-
-def _conv_in_channels(tensors: Tensors) -> int | None:
-    for prefix in (*LDM_PREFIXES, "unet."):
-        for name in ("input_blocks.0.0.weight", "conv_in.weight"):
-            weight = tensors.get(prefix + name)
-            if weight is not None and weight.ndim == 4:
-                return weight.shape[1]
-    return None
-
-
-def _convolved_transformer(tensors: Tensors) -> bool:
-    """SD 1.x projects into its transformers with 1x1 convolutions, SD 2.x with linear layers."""
-    return any(
-        value.ndim == 4 and (".1.proj_in.weight" in key or ".attentions." in key)
-        for key, value in tensors.items()
-        if key.endswith("proj_in.weight")
-    )
-
-
-def _is_sdxl(tensors: Tensors) -> bool:
-    return _has(tensors, "label_emb.0.0.weight", "add_embedding.linear_1.weight", "conditioner.embedders.")
-
-
-Strangers = tuple[tuple[Callable[[Tensors], bool], str], ...]
-
-# (test, what the file is), most specific first. Lookalikes share names with the U-Nets above, so they are asked first;
-# the others only give a name to what no format matched (a complete checkpoint may well contain a CLIP or flow model).
-LOOKALIKES: Strangers = (
-    (lambda t: _has(t, "lora_up.", "lora_down.", "lora_A.", "lora_B.", ".lora.", "lora_unet_", "hada_w1"),
-     "a LoRA (small changes to a model, not a model)"),
-    (lambda t: _has(t, "zero_convs.", "controlnet_cond_embedding", "control_model.", "input_hint_block"),
-     "a ControlNet"),
-    (lambda t: _has(t, "motion_modules."), "an AnimateDiff motion module"),
-    (_is_sdxl, "a Stable Diffusion XL model"),
-    (lambda t: _has(t, "double_blocks.", "joint_blocks.", "single_transformer_blocks.", "add_q_proj"),
-     "a diffusion transformer (SD 3, Flux or similar)"),
-    (_convolved_transformer, "a Stable Diffusion 1.x U-Net"),
-    (lambda t: _conv_in_channels(t) not in (None, 4),
-     "an inpainting, depth or upscaling U-Net (its first convolution does not take 4 latent channels)"),
-)
-OTHERS: Strangers = (
-    (lambda t: _has(t, "encoder.layers.0.weight") and _has(t, "decoder.layers.1.weight"), "a TAESD preview decoder"),
-    (lambda t: "image_encoder.patch_embed.proj.weight" in t, "a first-generation SAM model"),
-    (lambda t: _has(t, "vision_encoder.backbone.patch_embed.projection.weight"), "a SAM 2 model in transformers layout"),
-    (lambda t: _has(t, "text_model.encoder.layers.", "transformer.resblocks."),
-     "a CLIP text encoder"),
-    (lambda t: _has(t, "conv_first.weight", "RRDB_trunk", "body.0.rdb1"), "a plain image upscaler (ESRGAN family)"),
-    (lambda t: _has(t, "fnet.", "update_block."), "an optical-flow model"),
-)
-
-
-def stranger(tensors: Tensors, known: Strangers) -> str | None:
-    """What a file is if it is one of some well-known things that this project does not use."""
-    return next((what for test, what in known if test(tensors)), None)
-
-
 # ---- looking up -----------------------------------------------------------------------------------------------------
 def match(file: TensorFile, kind: str) -> tuple[Format, str] | None:
     """The format in which a file holds a kind of weights, and the prefix they stand under."""
     stored = file.metadata.get("setevsr.kind")
     if stored is not None:
         return (NATIVE[kind], "") if stored == kind else None
-    if (kind == DENOISER and stranger(file.tensors, LOOKALIKES)) or (kind == VAE and _is_sdxl(file.tensors)):
+    if (kind == DENOISER and stranger(file.tensors, LOOKALIKES)) or (kind == VAE and is_sdxl(file.tensors)):
         return None  # SDXL's VAE has the same names, but another latent space
     for entry in FORMATS:
         if entry.kind == kind:
@@ -273,9 +215,11 @@ def describe(file: TensorFile) -> FileInfo:
         kind, layout, description = first.kind, first.layout, f"{KIND_TITLES[first.kind]} ({first.title})"
     else:
         kind, layout = "unknown", "unknown"
+        known = stranger(tensors, LOOKALIKES + OTHERS)
         some = ", ".join(sorted(tensors)[:3])
-        description = stranger(tensors, LOOKALIKES + OTHERS) or f"of an unknown kind ({len(tensors)} tensors, such as {some})"
-    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in tensors.values() if value.is_floating_point()})
+        description = known or f"of an unknown kind ({len(tensors)} tensors, such as {some})"
+    kinds = {value.dtype for value in tensors.values() if value.is_floating_point()}
+    dtypes = sorted(str(kind).removeprefix("torch.") for kind in kinds)
     return FileInfo(
         kind, layout, description, file.name, "+".join(dtypes) or "none",
         sum(value.numel() for value in tensors.values()), len(tensors), modules,

@@ -60,7 +60,9 @@ def read_config(shapes: Shapes, name: str) -> VAEConfig:
                 f"{name} is a VAE without quantisation convolutions (Flux, SD 3 or similar); expected the VAE of "
                 "Stable Diffusion 2.1 or MGLD-VSR."
             ) from error
-        raise CheckpointError(f"{name} looks like a VAE but lacks {error}; it is incomplete: download it again.") from error
+        raise CheckpointError(
+            f"{name} looks like a VAE but lacks {error}; it is incomplete: download it again."
+        ) from error
 
 
 def _read_config(shapes: Shapes) -> VAEConfig:
