@@ -85,9 +85,7 @@ def run(args: argparse.Namespace) -> int:
         restorer = _restorer(args)
         progress = _Progress(reader.expected_frames)
         # The restorer checks its settings in this call, before the output file is begun.
-        blocks = restorer.stream(
-            iter(reader), num_frames=reader.expected_frames, progress=progress.message, **settings
-        )
+        blocks = restorer.stream(iter(reader), num_frames=reader.expected_frames, progress=progress.message, **settings)
         size = target_size(*reader.size, args.scale)
         writer = VideoWriter(
             args.output,

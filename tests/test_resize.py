@@ -12,7 +12,13 @@ from setevsr_core.video.resize import crop, pad_to_multiple, target_size, upscal
 
 @pytest.mark.parametrize(
     ("size", "scale", "expected"),
-    [((16, 16), 4, (64, 64)), ((17, 31), 1, (17, 31)), ((17, 31), 1.5, (26, 47)), ((5, 3), 2.3, (12, 7)), ((1, 1), 8, (8, 8))],
+    [
+        ((16, 16), 4, (64, 64)),
+        ((17, 31), 1, (17, 31)),
+        ((17, 31), 1.5, (26, 47)),
+        ((5, 3), 2.3, (12, 7)),
+        ((1, 1), 8, (8, 8)),
+    ],
 )
 def test_target_size_rounds_halves_up(size: tuple[int, int], scale: float, expected: tuple[int, int]) -> None:
     assert target_size(*size, scale) == expected

@@ -22,7 +22,9 @@ def stitch(video: torch.Tensor, length: int, overlap: int, cuts: tuple[int, ...]
 @pytest.mark.parametrize("num_frames", [1, 2, 4, 5, 6, 9, 100])
 @pytest.mark.parametrize(("length", "overlap"), [(5, 2), (5, 0), (5, 4), (8, 3)])
 @pytest.mark.parametrize("cuts", [(), (3,), (5, 6)])
-def test_a_moving_pattern_comes_back_unchanged(num_frames: int, length: int, overlap: int, cuts: tuple[int, ...]) -> None:
+def test_a_moving_pattern_comes_back_unchanged(
+    num_frames: int, length: int, overlap: int, cuts: tuple[int, ...]
+) -> None:
     row = torch.rand(1, 6, 7, 3, generator=torch.Generator().manual_seed(1))
     video = torch.cat([row.roll(index, 2) for index in range(num_frames)])
     assert torch.equal(stitch(video, length, overlap, cuts), video)

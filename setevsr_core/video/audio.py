@@ -41,9 +41,7 @@ class AudioCopy:
     def _add(self, stream: Any, output: Any, output_name: str) -> Any:
         codec = stream.codec_context.name
         if stream.codec_context.codec.canonical_name not in output.supported_codecs:
-            raise VideoError(
-                f"'{output_name}' cannot hold the sound of '{self._name}' ({codec}); choose a name that ends in .mkv"
-            )
+            raise VideoError(f"'{output_name}' cannot hold the sound of '{self._name}' ({codec}); name it .mkv or .mov")
         copy = output.add_stream_from_template(stream)
         copy.metadata.update(stream.metadata)
         return copy

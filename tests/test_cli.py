@@ -1,0 +1,201 @@
+"""The command line: lazy, one line per error, and `restore` from file to file with a stand-in for the networks."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from setevsr_core import cli
+from setevsr_core.errors import SeTeVSRError
+from setevsr_core.video.reading import VideoReader
+
+from .video_helpers import audio_packets, make_clip, stream_facts
+
+
+def use_command(monkeypatch: pytest.MonkeyPatch, run: Any) -> list[argparse.Namespace]:
+    """Puts a command `probe` with `--level` in place; returns the list of calls."""
+    calls: list[argparse.Namespace] = []
+    module: Any = types.ModuleType("setevsr_core.probe_command")
+
+    def add_parser(subparsers: Any) -> None:
+        subparsers.add_parser("probe").add_argument("--level", type=int, default=1)
+
+    def wrapped(args: argparse.Namespace) -> Any:
+        calls.append(args)
+        return run(args)
+
+    module.add_parser, module.run = add_parser, wrapped
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(cli.COMMANDS, "probe", (".probe_command", "a probe"))
+    return calls
+
+
+def test_a_command_is_run_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = use_command(monkeypatch, lambda args: None)
+    assert cli.main(["--verbose", "probe", "--level", "3"]) == 0
+    assert calls[0].level == 3 and calls[0].verbose
+
+
+def test_errors_for_the_user_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(args: argparse.Namespace) -> None:
+        raise SeTeVSRError("'a.mp4' is empty; copy it again")
+
+    use_command(monkeypatch, fail)
+    assert cli.main(["probe"]) == 2
+    assert capsys.readouterr().err == "setevsr: 'a.mp4' is empty; copy it again\n"
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_command(monkeypatch, lambda args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["probe"])
+
+
+def test_interrupting_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(args: argparse.Namespace) -> None:
+        raise KeyboardInterrupt
+
+    use_command(monkeypatch, interrupt)
+    assert cli.main(["probe"]) == 130
+    assert capsys.readouterr().err == "setevsr: interrupted\n"
+
+
+def test_a_command_that_is_not_installed_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "paint", (".painting.paint_command", "paint"))
+    assert cli.main(["paint"]) == 2
+    assert "'paint'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["restore"], ["restore", "a.mp4", "b.mp4", "--dtype", "int8"]])
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(arguments)
+    assert exit_info.value.code == 2
+    assert "usage: setevsr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["restore", "--help"]])
+def test_help_names_the_commands_without_torch(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom setevsr_core.cli import main\ntry:\n    main(sys.argv[1:])\n"
+        "except SystemExit as done:\n    assert not done.code\n"
+        "heavy = {'torch', 'numpy', 'cv2', 'av', 'diffusers'} & set(sys.modules)\nassert not heavy, heavy\n"
+    )
+    root = Path(cli.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=root, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("evaluate" if arguments == ["--help"] else "--strength") in done.stdout
+
+
+class FakeRestorer:
+    """Enlarges by repeating pixels and hands frames on in blocks of three; remembers what it was asked."""
+
+    made: dict[str, Any] = {}
+    asked: dict[str, Any] = {}
+
+    @classmethod
+    def from_preset(cls, name: str, device: Any = None, dtype: Any = None) -> FakeRestorer:
+        cls.made = {"name": name, "device": device, "dtype": dtype}
+        return cls()
+
+    def stream(self, frames: Iterator[torch.Tensor], *, num_frames: int | None, progress: Any, **settings: Any) -> Any:
+        FakeRestorer.asked = {"num_frames": num_frames, **settings}
+        if settings.get("steps") == 13:
+            raise SeTeVSRError("steps is 13; that is bad luck")
+        return self._blocks(frames, int(settings["scale"]), progress)
+
+    def _blocks(self, frames: Iterator[torch.Tensor], scale: int, progress: Any) -> Iterator[torch.Tensor]:
+        held: list[torch.Tensor] = []
+        for frame in frames:
+            progress(0.5, "denoise", None)
+            held.append(frame.repeat_interleave(scale, 0).repeat_interleave(scale, 1))
+            if len(held) == 3:
+                yield torch.stack(held)
+                held = []
+        if held:
+            yield torch.stack(held)
+
+
+@pytest.fixture
+def fake_restorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = types.ModuleType("setevsr_core.restorer")
+    module.Restorer = FakeRestorer
+    monkeypatch.setitem(sys.modules, "setevsr_core.restorer", module)
+
+
+@pytest.mark.usefixtures("fake_restorer")
+def test_restore_writes_an_enlarged_video_with_its_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_clip(tmp_path / "in.mp4", count=10, rate=Fraction(30000, 1001))
+    target = tmp_path / "out.mp4"
+    assert cli.main(["restore", str(source), str(target), "--scale", "2", "--crf", "4"]) == 0
+    facts = stream_facts(target)
+    assert facts["rate"] == Fraction(30000, 1001) and len(facts["times"]) == 10 and facts["size"] == (96, 128)
+    assert audio_packets(target) == audio_packets(source)
+    with VideoReader(source) as before, VideoReader(target) as after:
+        for old, new in zip(before, after, strict=True):
+            assert abs(float(old.mean() - new.mean())) < 1 / 255
+    assert capsys.readouterr().out == f"{target}: 10 frames, 128x96\n"
+    assert FakeRestorer.made == {"name": "nano", "device": None, "dtype": None}
+    assert FakeRestorer.asked == {"num_frames": 10, "scale": 2.0, "cuts": "auto"}
+
+
+@pytest.mark.usefixtures("fake_restorer")
+def test_restore_passes_on_what_was_asked(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "in.mp4", count=12)
+    options = (
+        "--preset big --steps 8 --seed 7 --strength 0.5 --sampler ddim --length 9 --overlap 3 --colour lab "
+        "--fusion 0.8 --tile 32 --tile-overlap 8 --no-cuts --device cpu --dtype bfloat16 --start 0.25 --duration 0.125"
+    )
+    assert cli.main(["restore", str(source), str(tmp_path / "out.mkv"), *options.split()]) == 0
+    assert FakeRestorer.made == {"name": "big", "device": torch.device("cpu"), "dtype": torch.bfloat16}
+    assert FakeRestorer.asked == {
+        "num_frames": 3,
+        "scale": 4.0,
+        "steps": 8,
+        "seed": 7,
+        "strength": 0.5,
+        "sampler": "ddim",
+        "length": 9,
+        "overlap": 3,
+        "colour": "lab",
+        "fusion": 0.8,
+        "tile": 32,
+        "tile_overlap": 8,
+        "cuts": (),
+    }
+    assert len(stream_facts(tmp_path / "out.mkv")["times"]) == 3
+
+
+@pytest.mark.usefixtures("fake_restorer")
+@pytest.mark.parametrize(
+    ("source", "target", "options", "message"),
+    [
+        ("missing.mp4", "out.mp4", [], "does not exist"),
+        ("in.mp4", "in.mp4", [], "is the input itself"),
+        ("in.mp4", "out.gif", [], r"\.gif"),
+        ("in.mp4", "out.mp4", ["--scale", "9"], "scale"),
+        ("in.mp4", "out.mp4", ["--device", "toaster"], "toaster"),
+        ("in.mp4", "out.mp4", ["--steps", "13"], "bad luck"),
+    ],
+)
+def test_restore_fails_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, target: str, options: list[str], message: str
+) -> None:
+    make_clip(tmp_path / "in.mp4", count=2)
+    assert cli.main(["restore", str(tmp_path / source), str(tmp_path / target), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message.replace("\\", "") in error
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]

@@ -1,0 +1,479 @@
+"""Videos are read in their true colours and written with exact time, tags, sound and never by halves."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from setevsr_core.errors import InputError, SettingsError, VideoError
+from setevsr_core.video.reading import VideoReader
+from setevsr_core.video.writing import VideoWriter
+from setevsr_core.video.yuv import ColourTags, rgb_to_yuv, yuv_to_rgb
+
+from .video_helpers import audio_packets, gradient_frames, make_clip, stream_facts
+
+av = pytest.importorskip("av")
+
+COLOURS = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (0, 0, 0), (0.2, 0.5, 0.7)]
+
+
+def read(path: Path, start: float = 0.0, duration: float | None = None) -> torch.Tensor:
+    with VideoReader(path, start, duration) as reader:
+        return torch.stack(list(reader))
+
+
+def levels(frames: torch.Tensor) -> list[int]:
+    """Which frames of `make_clip` these are, by their brightness."""
+    return [round((float(frame.mean()) * 255 - 20) / 10) for frame in frames]
+
+
+def write(path: Path, frames: torch.Tensor, rate: Fraction = Fraction(24), **settings: object) -> Path:
+    with VideoWriter(path, rate, (frames.shape[1], frames.shape[2]), **settings) as writer:  # type: ignore[arg-type]
+        writer.write(frames)
+    return path
+
+
+# --- reading
+
+
+def test_properties_of_a_clip(tmp_path: Path) -> None:
+    with VideoReader(make_clip(tmp_path / "a.mp4", count=12, rate=Fraction(30000, 1001))) as reader:
+        assert reader.frame_rate == Fraction(30000, 1001)
+        assert reader.size == (48, 64)
+        assert reader.num_frames == reader.expected_frames == 12
+        assert reader.has_audio and reader.bit_depth == 8 and reader.pixel_aspect == 1
+        frames = list(reader)
+    assert len(frames) == 12
+    assert frames[0].shape == (48, 64, 3) and frames[0].dtype == torch.float32
+    assert levels(torch.stack(frames)) == list(range(12))
+
+
+def test_every_iteration_starts_anew_and_closing_ends_them(tmp_path: Path) -> None:
+    reader = VideoReader(make_clip(tmp_path / "a.mp4", count=5))
+    running = iter(reader)
+    next(running)
+    assert len(list(reader)) == 5
+    reader.close()
+    assert next(running, None) is None
+    with pytest.raises(VideoError, match="closed"):
+        iter(reader)
+
+
+def test_decoding_is_lazy(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mp4", count=12)
+    with VideoReader(path) as reader:
+        assert levels(next(iter(reader))[None]) == [0]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize(
+    ("start", "duration", "expected"),
+    [
+        (0, 0.25, range(0, 6)),
+        (0.25, None, range(6, 12)),
+        (0.25, 0.125, range(6, 9)),
+        (0.2, 0, range(5, 12)),
+        (0, 9, range(12)),
+    ],
+)
+def test_a_part_of_the_video(
+    tmp_path: Path, suffix: str, start: float, duration: float | None, expected: range
+) -> None:
+    path = make_clip(tmp_path / f"a{suffix}", count=12)
+    assert levels(read(path, start, duration)) == list(expected)
+    reader = VideoReader(path, start, duration)
+    assert reader.expected_frames == pytest.approx(len(expected), abs=1)
+    assert reader.num_frames is None
+
+
+def test_a_part_without_frames_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match="no frame"):
+        VideoReader(make_clip(tmp_path / "a.mp4"), start=60)
+    with pytest.raises(SettingsError, match="start"):
+        VideoReader(tmp_path / "a.mp4", start=-1)
+    with pytest.raises(SettingsError, match="duration"):
+        VideoReader(tmp_path / "a.mp4", duration=float("nan"))
+
+
+def test_a_file_object_is_read_like_the_file(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mp4")
+    memory = io.BytesIO(path.read_bytes())
+    with VideoReader(memory) as reader:
+        first, second = iter(reader), iter(reader)  # side by side on one object
+        frames = [(next(first), next(second)) for _ in range(12)]
+    assert all(torch.equal(a, b) for a, b in frames)
+    assert torch.equal(torch.stack([a for a, _ in frames]), read(path))
+
+
+def yuv_clip(
+    path: Path, codes: tuple[int, int, int], size: tuple[int, int], pixel_format: str, tags: tuple[int, int] = (2, 0)
+) -> Path:
+    """A lossless one-frame clip whose planes hold the given code values; tags are (matrix, range)."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"qp": "0"})
+        stream.height, stream.width, stream.pix_fmt = *size, pixel_format
+        stream.codec_context.colorspace, stream.codec_context.color_range = tags
+        frame = av.VideoFrame(size[1], size[0], pixel_format)
+        frame.colorspace, frame.color_range = tags
+        deep = frame.format.components[0].bits > 8
+        for plane, code in zip(frame.planes, codes, strict=True):
+            np.frombuffer(plane, np.uint16 if deep else np.uint8)[:] = code
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+GREEN_709, GREEN_601 = (173, 42, 26), (145, 54, 34)
+
+
+@pytest.mark.parametrize(
+    ("codes", "size", "pixel_format", "tags", "rgb"),
+    [
+        (GREEN_601, (64, 64), "yuv420p", (2, 0), (0, 1, 0)),  # untagged SD
+        (GREEN_709, (32, 1280), "yuv420p", (2, 0), (0, 1, 0)),  # untagged HD
+        (GREEN_709, (64, 64), "yuv420p", (1, 1), (0, 1, 0)),  # tags win over the size
+        (GREEN_601, (32, 1280), "yuv420p", (6, 1), (0, 1, 0)),
+        (GREEN_601, (64, 64), "yuv444p", (5, 1), (0, 1, 0)),
+        ((182, 30, 12), (64, 64), "yuv420p", (1, 2), (0, 1, 0)),  # full range BT.709
+        ((128, 128, 128), (64, 64), "yuvj420p", (2, 2), (128 / 255,) * 3),
+        ((16, 128, 128), (64, 64), "yuv422p", (1, 1), (0, 0, 0)),
+        ((235, 128, 128), (64, 64), "yuv420p", (1, 1), (1, 1, 1)),
+        ((941 // 2, 512, 512), (64, 64), "yuv420p10le", (1, 1), ((470 - 64) / 876,) * 3),
+        ((692, 168, 105), (64, 64), "yuv420p10le", (1, 1), (0, 1, 0)),
+    ],
+)
+def test_matrix_and_range_are_those_of_the_file(
+    tmp_path: Path,
+    codes: tuple[int, int, int],
+    size: tuple[int, int],
+    pixel_format: str,
+    tags: tuple[int, int],
+    rgb: tuple[float, float, float],
+) -> None:
+    frame = read(yuv_clip(tmp_path / "a.mp4", codes, size, pixel_format, tags))[0]
+    assert (frame - torch.tensor(rgb)).abs().max() <= 1.5 / 255
+
+
+def test_ten_bits_keep_their_steps(tmp_path: Path) -> None:
+    greys = [
+        float(read(yuv_clip(tmp_path / "a.mp4", (code, 512, 512), (16, 16), "yuv420p10le", (1, 1)))[0].mean())
+        for code in (500, 501)
+    ]
+    assert greys[1] - greys[0] == pytest.approx(1 / 876, rel=1e-3)
+
+
+@pytest.mark.parametrize("pixel_format", ["bgr0", "gbrp16le", "gray", "yuva420p"])
+def test_rgb_grey_and_transparent_sources(tmp_path: Path, pixel_format: str) -> None:
+    path = make_clip(
+        tmp_path / "a.mkv", count=2, audio=None, codec="ffv1", pixel_format=pixel_format, options={"level": "3"}
+    )
+    assert (read(path)[1] - 30 / 255).abs().max() <= 1.5 / 255
+
+
+def rotate_file(path: Path, matrix: tuple[int, ...]) -> None:
+    """Writes a display matrix into the track header of an mp4 file (ISO/IEC 14496-12, 8.3.2)."""
+    data = bytearray(path.read_bytes())
+    header = data.index(b"tkhd") + 4
+    offset = header + (52 if data[header] == 1 else 40)
+    data[offset : offset + 36] = struct.pack(">9i", *matrix)
+    path.write_bytes(bytes(data))
+
+
+ONE = 1 << 16
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turns"),
+    [
+        ((0, ONE, 0, -ONE, 0, 0), 3),
+        ((-ONE, 0, 0, 0, -ONE, 0), 2),
+        ((0, -ONE, 0, ONE, 0, 0), 1),
+        ((ONE, 0, 0, 0, ONE, 0), 0),
+    ],
+)
+def test_rotation_is_applied(tmp_path: Path, matrix: tuple[int, ...], turns: int) -> None:
+    path = write(tmp_path / "a.mp4", gradient_frames(2), quality=4)
+    upright = read(path)
+    rotate_file(path, (*matrix, 0, 0, 1 << 30))
+    with VideoReader(path) as reader:
+        assert reader.size == ((64, 48) if turns % 2 else (48, 64))
+        frames = torch.stack(list(reader))
+    # Tag 90 degrees clockwise (first case) is what phones write for upright pictures of a sensor lying on its side.
+    assert torch.equal(frames, torch.rot90(upright, turns, (1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "empty"), (b"this is no video" * 100, "cannot be opened"), (None, "does not exist")],
+)
+def test_files_that_are_no_videos(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "strange.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(VideoError, match=rf"strange\.mp4.*{message}"):
+        VideoReader(path)
+
+
+def test_more_files_that_are_no_videos(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match="folder"):
+        VideoReader(tmp_path)
+    with pytest.raises(VideoError, match="video in memory"):
+        VideoReader(io.BytesIO(b"nothing"))
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(make_clip(tmp_path / "a.mp4").read_bytes()[:2000])
+    with pytest.raises(VideoError, match=r"cut\.mp4"):
+        list(VideoReader(cut))
+    with av.open(str(tmp_path / "sound.m4a"), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=48000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 48000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(VideoError, match=r"sound\.m4a.*no video stream"):
+        VideoReader(tmp_path / "sound.m4a")
+
+
+def test_an_uneven_frame_rate_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.height, stream.width = 48, 64
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time in (0, 40, 80, 120, 1000, 2000, 3000):
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with caplog.at_level(logging.WARNING, "setevsr_core"):
+        assert len(read(path)) == 7
+    assert [record.message for record in caplog.records if "constant frame rate" in record.message].__len__() == 1
+
+
+# --- colour arithmetic
+
+
+@pytest.mark.parametrize("matrix", [1, 5, 6, 7, 9])
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("depth", [8, 10])
+def test_matrices_are_inverses(matrix: int, full_range: bool, depth: int) -> None:
+    tags = ColourTags(matrix, 1, 1, full_range)
+    picture = torch.rand(20, 20, 3, generator=torch.Generator().manual_seed(0))
+    back = yuv_to_rgb(rgb_to_yuv(picture, depth, tags), depth, tags)
+    assert (back - picture).abs().max() < 2.2 / 2**depth
+
+
+def test_known_code_values() -> None:
+    green = torch.tensor([[[0.0, 1.0, 0.0]]])
+    assert tuple(rgb_to_yuv(green, 8, ColourTags(1, 1, 1)).flatten().tolist()) == GREEN_709
+    assert tuple(rgb_to_yuv(green, 8, ColourTags(6, 6, 6)).flatten().tolist()) == GREEN_601
+
+
+# --- writing
+
+
+@pytest.mark.parametrize("size", [(48, 64), (32, 1280), (49, 65)])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_colours_survive_and_are_tagged(tmp_path: Path, size: tuple[int, int], suffix: str) -> None:
+    frames = torch.tensor(COLOURS)[:, None, None].expand(len(COLOURS), *size, 3)
+    path = write(tmp_path / f"a{suffix}", frames)
+    back = read(path)
+    assert back.shape == frames.shape
+    assert (back - frames).abs().max() <= 3 / 255
+    facts = stream_facts(path)
+    assert facts["tags"] == ((1, 1) if size[1] == 1280 else (6, 1))
+    assert facts["pix_fmt"] == ("yuv444p" if size[0] % 2 else "yuv420p")
+
+
+def test_an_independent_decoder_sees_the_same_colours(tmp_path: Path) -> None:
+    size = (32, 1280)
+    path = write(tmp_path / "a.mp4", torch.tensor(COLOURS)[:, None, None].expand(len(COLOURS), *size, 3))
+    with av.open(str(path)) as container:
+        for frame, colour in zip(container.decode(video=0), COLOURS, strict=True):
+            pixel = frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()[16, 640] / 255
+            assert np.abs(pixel - colour).max() <= 3 / 255
+
+
+@pytest.mark.parametrize("rate", [Fraction(24), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(25, 2)])
+def test_the_rate_is_exact(tmp_path: Path, rate: Fraction) -> None:
+    facts = stream_facts(write(tmp_path / "a.mp4", gradient_frames(9), rate))
+    assert facts["rate"] == rate
+    assert facts["times"] == [index / rate for index in range(9)]
+
+
+def test_matroska_keeps_the_rate_to_a_millisecond(tmp_path: Path) -> None:
+    rate = Fraction(30000, 1001)
+    facts = stream_facts(write(tmp_path / "a.mkv", gradient_frames(9), rate))
+    assert all(abs(time - index / rate) <= Fraction(1, 1000) for index, time in enumerate(facts["times"]))
+    assert float(facts["rate"]) == pytest.approx(float(rate), rel=1e-4)
+
+
+def test_frames_come_back_in_order_and_number(tmp_path: Path) -> None:
+    frames = gradient_frames(10)
+    path = tmp_path / "a.mp4"
+    with VideoWriter(path, 24, (48, 64)) as writer:
+        for begin, end in ((0, 3), (3, 3), (3, 9)):
+            writer.write(frames[begin:end])
+        writer.write(frames[9].double())  # a single frame, another type
+    back = read(path)
+    assert back.shape == frames.shape
+    assert (back.mean((1, 2, 3)) - frames.mean((1, 2, 3))).abs().max() < 1 / 255
+
+
+def test_metadata_is_kept(tmp_path: Path) -> None:
+    metadata = {"prompt": {"1": {"class_type": "X"}}, "workflow": '{"nodes": []}'}
+    for name in ("a.mp4", "a.mkv"):
+        found = {
+            key.lower(): value
+            for key, value in stream_facts(write(tmp_path / name, gradient_frames(2), metadata=metadata))[
+                "metadata"
+            ].items()
+        }
+        assert json.loads(found["prompt"]) == metadata["prompt"]
+        assert found["workflow"] == metadata["workflow"]
+
+
+def test_pixel_aspect_is_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", gradient_frames(2), pixel_aspect=Fraction(16, 11))
+    assert VideoReader(path).pixel_aspect == Fraction(16, 11)
+
+
+def test_deep_colour_with_wide_gamut_tags(tmp_path: Path) -> None:
+    tags = ColourTags(9, 9, 16)
+    path = write(tmp_path / "a.mp4", gradient_frames(2), colour=tags, pixel_format="yuv420p10le", quality=1)
+    with VideoReader(path) as reader:
+        assert reader.tags == tags and reader.tags.wide and reader.bit_depth == 10
+        error = (torch.stack(list(reader)) - gradient_frames(2)).abs()
+    assert error.mean() < 1 / 255 and error.max() < 6 / 255  # the steep colour ramp is subsampled
+
+
+# --- sound
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_is_copied_packet_by_packet(tmp_path: Path, suffix: str) -> None:
+    source = make_clip(tmp_path / "a.mp4", count=12)
+    path = write(tmp_path / f"b{suffix}", gradient_frames(12), audio_from=source)
+    before, after = audio_packets(source), audio_packets(path)
+    assert len(before) > 20
+    assert [data for _, data in after] == [data for _, data in before]
+    start = stream_facts(path)["times"][
+        0
+    ]  # matroska moves everything so that the encoder delay of the sound is not negative
+    assert all(abs((a - start) - b) <= Fraction(1, 500) for (a, _), (b, _) in zip(after, before, strict=True))
+
+
+def test_sound_of_a_file_object_shared_with_the_reader(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mp4", count=12)
+    path = tmp_path / "b.mp4"
+    with VideoReader(io.BytesIO(source.read_bytes())) as reader:
+        with VideoWriter(path, reader.frame_rate, reader.size, audio_from=reader) as writer:
+            for frame in reader:
+                writer.write(frame)
+    assert audio_packets(path) == audio_packets(source)
+    assert levels(read(path)) == list(range(12))
+
+
+@pytest.mark.parametrize(("start", "duration", "count"), [(0.25, None, 18), (0.25, 0.25, 6), (0.0, 0.25, 6)])
+def test_sound_of_a_part_stays_in_sync(tmp_path: Path, start: float, duration: float | None, count: int) -> None:
+    source = make_clip(tmp_path / "a.mp4", count=24)
+    path = tmp_path / "b.mp4"
+    with VideoReader(source, start, duration) as reader:
+        with VideoWriter(path, reader.frame_rate, reader.size, audio_from=reader) as writer:
+            for frame in reader:
+                writer.write(frame)
+            assert writer.num_frames == count
+    packet = Fraction(1024, 48000)
+    times = {data: time for time, data in audio_packets(source)}
+    copied = audio_packets(path)
+    tick = Fraction(1, 48000)
+    assert all(abs(time + Fraction(start) - times[data]) <= tick for time, data in copied)
+    assert 0 <= copied[0][0] < packet
+    assert count / Fraction(24) - packet <= copied[-1][0] + packet
+    assert copied[-1][0] <= count / Fraction(24)
+
+
+def test_a_source_without_sound_gives_a_silent_file(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mp4", count=3, audio=None)
+    with VideoReader(source) as reader:
+        assert not reader.has_audio
+    assert audio_packets(write(tmp_path / "b.mp4", gradient_frames(3), audio_from=source)) == []
+
+
+def test_sound_that_the_format_cannot_hold_names_the_remedy(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.mkv", count=3, audio="pcm_u8")
+    with pytest.raises(VideoError, match=r"b\.mp4.*pcm_u8.*name it"):
+        write(tmp_path / "b.mp4", gradient_frames(3), audio_from=source)
+    assert os.listdir(tmp_path) == ["a.mkv"]
+    assert len(audio_packets(write(tmp_path / "b.mkv", gradient_frames(3), audio_from=source))) > 0
+
+
+# --- never half a file
+
+
+def test_an_error_leaves_nothing_and_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="model"):
+        with VideoWriter(path, 24, (48, 64)) as writer:
+            writer.write(gradient_frames(3))
+            assert (tmp_path / "a.mp4.part").exists()
+            raise RuntimeError("model")
+    assert os.listdir(tmp_path) == ["a.mp4"] and path.read_bytes() == b"old"
+
+
+def test_no_frames_are_no_video(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match=r"a\.mp4.*no frame"):
+        VideoWriter(tmp_path / "a.mp4", 24, (48, 64)).close()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_full_disk_is_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    (tmp_path / f"a{suffix}.part").symlink_to("/dev/full")
+    noise = torch.rand(40, 96, 96, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(VideoError, match="disk is full.*a" + suffix):
+        write(path, noise, quality=1)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "error", "message"),
+    [
+        ("a.avi", {}, VideoError, r"\.mp4, "),
+        ("missing/a.mp4", {}, VideoError, "folder"),
+        ("a.mp4", {"codec": "vp8"}, SettingsError, "codec.*h264"),
+        ("a.mp4", {"quality": 52}, SettingsError, "quality"),
+        ("a.mp4", {"pixel_format": "nonsense"}, VideoError, r"a\.mp4"),
+    ],
+)
+def test_what_cannot_be_written_fails_at_once(
+    tmp_path: Path, name: str, settings: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        VideoWriter(tmp_path / name, 24, (48, 64), **settings)  # type: ignore[arg-type]
+    assert os.listdir(tmp_path) == []
+
+
+def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="48"), VideoWriter(tmp_path / "a.mp4", 24, (48, 64)) as writer:
+        writer.write(torch.zeros(1, 48, 66, 3))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_closed_writer_takes_nothing(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", 24, (48, 64)) as writer:
+        writer.write(gradient_frames(1))
+    writer.close()  # harmless
+    with pytest.raises(VideoError, match="closed"):
+        writer.write(gradient_frames(1))
