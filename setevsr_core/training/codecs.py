@@ -16,7 +16,7 @@ _SMALLEST_SIDE = 16
 """Encoders are fed at least one macroblock; smaller frames are padded and cropped again."""
 
 _ENCODERS = {"libx264": "libx264", "h264": "libx264", "mpeg4": "mpeg4"}
-"""`h264` is FFmpeg's name for its first H.264 encoder. It is pinned to x264 so that bytes do not depend on the build."""
+"""`h264` is FFmpeg's name for its first H.264 encoder; pinned to x264 so that bytes do not depend on the build."""
 
 _DECODERS = {"libx264": "h264", "h264": "h264", "mpeg4": "mpeg4"}
 
@@ -46,7 +46,7 @@ def video(frames: Iterable[np.ndarray], codec: str, bits_per_frame: int) -> Iter
     encoder = decoder = None
     height = width = given = returned = 0
     for frame in frames:
-        if encoder is None:
+        if encoder is None or decoder is None:
             height, width = frame.shape[:2]
             padded = (_padded(height), _padded(width))
             encoder, decoder = _open(av, codec, padded, bits_per_frame)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, SettingsError
-from .packing import PackSettings, pack
+from .drawing import PackSettings
+from .packing import pack
 from .sources import Source
 
 __all__ = ["PackSettings", "PackedDataset", "Source", "pack"]
@@ -67,8 +68,8 @@ class PackedDataset:
         length = frames or self.frames
         if crop % self.scale or crop > self.size or length > self.frames:
             raise SettingsError(
-                f"crop_hr={crop}, frames={length} do not fit this pack: crop_hr must be a multiple of {self.scale} up to "
-                f"{self.size}, frames at most {self.frames}."
+                f"crop_hr={crop}, frames={length} do not fit this pack: crop_hr must be a multiple of {self.scale} "
+                f"up to {self.size}, frames at most {self.frames}"
             )
         small = crop // self.scale
         lr = np.empty((batch, length, small, small, 3), np.uint8)

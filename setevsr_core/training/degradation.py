@@ -91,6 +91,13 @@ class DegradationConfig:
     shuffle_last: bool = True
 
 
+def target_size(height: int, width: int, scale: int) -> tuple[int, int]:
+    """Sides of the degraded frames: rounded to nearest, at least 1. Raises SettingsError for a scale below 1."""
+    if scale < 1:
+        raise SettingsError(f"scale is {scale}; the degradation needs 1 or more")
+    return max(1, int(height / scale + 0.5)), max(1, int(width / scale + 0.5))
+
+
 class Walk:
     """A value drawn from a range, then moved by at most `step` per frame and kept inside the range."""
 
@@ -120,14 +127,12 @@ class Degradation:
 
     def stream(self, frames: Iterable[np.ndarray], seed: int, scale: int = 4) -> Iterator[np.ndarray]:
         """The same for an iterator of (H, W, 3) uint8 frames of one size, in bounded memory."""
-        if scale < 1:
-            raise SettingsError(f"scale={scale} of the degradation must be 1 or more.")
         source = iter(frames)
         first = next(source, None)
         if first is None:
             return
         height, width = first.shape[:2]
-        target = (max(1, int(height / scale + 0.5)), max(1, int(width / scale + 0.5)))
+        target = target_size(height, width, scale)
         yield from self._run(_as_float(first, source), seed, (height, width), target)
 
     def _run(

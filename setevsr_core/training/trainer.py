@@ -128,7 +128,7 @@ class Trainer:
                 losses = self.stage.losses(batch)
                 total = torch.stack([loss.float() for loss in losses.values()]).sum() / self.settings.accumulate
             self.scaler.scale(total).backward()
-            values = {name: float(loss) for name, loss in losses.items()}
+            values = {name: float(loss.detach()) for name, loss in losses.items()}
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.scaler.step(self.optimizer)

@@ -1,0 +1,67 @@
+"""`setevsr degrade IN OUT`: make a bad video out of a good one, with the degradation that training uses."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import SettingsError, VideoError
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "degrade",
+        help="make a bad video out of a good one, as for training",
+        description="Blurs, shrinks, adds noise and compresses a video as training does; its sound is copied.",
+    )
+    parser.add_argument("input", metavar="IN", help="the clean video")
+    parser.add_argument("output", metavar="OUT", help="the video to write: .mp4, .mov or .mkv")
+    parser.add_argument("--scale", type=int, default=4, help="how many times smaller the result is (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same pixels (default: 0)")
+    parser.add_argument("--fixed-order", action="store_true", help="always end with resize and sinc, as MGLD-VSR does")
+    parser.add_argument("--start", type=float, default=0.0, metavar="S", help="begin at this second (default: 0)")
+    parser.add_argument("--duration", type=float, metavar="S", help="degrade only so many seconds")
+    parser.add_argument("--crf", type=float, default=12, help="quality of the written file, 0 to 51 (default: 12)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Frame by frame in bounded memory: the wandering of the parameters goes on over the whole clip.
+
+    Errors: VideoError for unreadable or unwritable files, SettingsError for a wrong scale or seed; an output file
+    that was there before stays untouched then.
+    """
+    import torch
+
+    from ..video.reading import VideoReader
+    from ..video.writing import VideoWriter
+    from .degradation import Degradation, DegradationConfig, target_size
+
+    if args.seed < 0:
+        raise SettingsError(f"seed is {args.seed}; it must be 0 or more")
+    if Path(args.output).exists() and Path(args.input).exists() and Path(args.output).samefile(args.input):
+        raise VideoError(f"'{args.output}' is the input itself; choose another name for the result")
+    degradation = Degradation(DegradationConfig(shuffle_last=not args.fixed_order))
+    with VideoReader(args.input, args.start, args.duration) as reader:
+        size = target_size(*reader.size, args.scale)
+        writer = VideoWriter(
+            args.output,
+            reader.frame_rate,
+            size,
+            quality=args.crf,
+            pixel_aspect=reader.pixel_aspect,
+            audio_from=reader,
+        )
+        with writer:
+            for frame in degradation.stream(_as_uint8(reader), args.seed, args.scale):
+                writer.write(torch.from_numpy(frame).float() / 255)
+    print(f"{args.output}: {writer.num_frames} frames, {size[1]}x{size[0]}")
+    return 0
+
+
+def _as_uint8(frames: Iterable[Any]) -> Iterator[Any]:
+    """float (H, W, 3) 0..1 tensors -> uint8 arrays."""
+    for frame in frames:
+        yield (frame.clamp(0, 1) * 255).round().byte().numpy()
