@@ -356,3 +356,12 @@ def test_importing_the_package_is_free() -> None:
     root = Path(__file__).parent.parent
     answer = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     assert answer.split()[1] == "False"
+
+
+def test_cuts_are_found_while_streaming(restorer: Restorer) -> None:
+    pytest.importorskip("scenedetect")
+    frames = torch.cat([torch.full((7, 32, 32, 3), 0.1), torch.full((6, 32, 32, 3), 0.9)])
+    frames = frames + 0.02 * clip(13, 32, 32)
+    found = restorer.restore(frames, scale=1, steps=0, cuts="auto")
+    assert torch.equal(found, restorer.restore(frames, scale=1, steps=0, cuts=[7]))
+    assert not torch.equal(found, restorer.restore(frames, scale=1, steps=0))
