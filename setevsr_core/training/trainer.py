@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 class TrainSettings:
     """steps: optimiser steps (of `accumulate` batches each); minutes: stop earlier, at the first step past them.
 
+    The learning rate decays with whichever of the two is nearer to its end, so runs are repeatable bit for bit only
+    without a time limit.
+
     crop: side of the training crops in HR pixels; frames: consecutive frames per crop.
     """
 
@@ -117,7 +120,7 @@ class Trainer:
         return self._finish()
 
     def _optimise(self) -> dict[str, float]:
-        progress = self.step / self.settings.steps
+        progress = max(self.step / self.settings.steps, self.seconds / 60 / self.settings.minutes)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * self._rate(progress)
         values: dict[str, float] = {}
