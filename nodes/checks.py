@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..setevsr_core.errors import InputError
+from ..setevsr_core.stages import check_frames
 
 GIGABYTE = 1024**3
 HEADROOM = 0.9
@@ -13,16 +13,11 @@ HEADROOM = 0.9
 
 
 def require_frames(frames: Tensor, name: str = "images") -> None:
-    """`InputError` unless `frames` is a batch (N >= 1, H, W, 3 or 4) of finite numbers."""
-    if not isinstance(frames, Tensor) or frames.ndim != 4 or frames.shape[-1] not in (3, 4):
-        shape = tuple(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__
-        raise InputError(f"'{name}' must be a batch of RGB or RGBA pictures (frames, height, width, 3 or 4), got {shape}.")
-    if 0 in frames.shape:
-        raise InputError(f"'{name}' is empty (shape {tuple(frames.shape)}); connect at least one frame.")
-    for index, frame in enumerate(frames):
-        # Frame by frame, because a mask over the whole batch would cost a quarter of its memory again.
-        if not torch.isfinite(frame).all():
-            raise InputError(f"'{name}' contains NaN or infinite values in frame {index}; check the node before this one.")
+    """`InputError` naming the input, unless `frames` is a batch (N >= 1, H, W, 3 or 4) of finite numbers in 0..1."""
+    try:
+        check_frames(frames, channels=(3, 4))
+    except InputError as error:
+        raise InputError(f"Input '{name}': {error}.") from None
 
 
 def result_bytes(num_frames: int, size: tuple[int, int], channels: int) -> int:
@@ -31,7 +26,7 @@ def result_bytes(num_frames: int, size: tuple[int, int], channels: int) -> int:
 
 
 def require_memory(num_frames: int, size: tuple[int, int], channels: int, available: int | None = None) -> None:
-    """`InputError` with an estimate if the result cannot fit into the free system memory (bytes; None: ask the system)."""
+    """`InputError` with an estimate if the result does not fit into `available` bytes (None: what the system has)."""
     if available is None:
         import psutil
 

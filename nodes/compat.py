@@ -48,7 +48,9 @@ def operations() -> Any:
     return type("Operations", (base,), lazy)
 
 
-def make_patcher(module: torch.nn.Module, load_device: torch.device, offload_device: torch.device, *, whole: bool) -> Any:
+def make_patcher(
+    module: torch.nn.Module, load_device: torch.device, offload_device: torch.device, *, whole: bool
+) -> Any:
     """A ModelPatcher for `module`. `whole`: the module has plain torch layers and must never be loaded in part.
 
     The class is looked up at call time because ComfyUI exchanges it at start-up when dynamic VRAM is on.
@@ -61,7 +63,7 @@ def make_patcher(module: torch.nn.Module, load_device: torch.device, offload_dev
 
 
 def device_for_plain_modules() -> torch.device:
-    """Where a module of plain torch layers can run: `--novram` never loads such a module fully, so it stays on the CPU."""
+    """Where a module of plain torch layers can run: `--novram` never loads one fully, so it stays on the CPU."""
     import comfy.model_management as management
 
     if management.vram_state == management.VRAMState.NO_VRAM:
@@ -153,7 +155,8 @@ def preview_size() -> int:
 def retry_smaller(run: Callable[[int], Result], tile: int, smallest: int, start_at: int) -> Result:
     """Call `run(tile)`; on out of memory halve `tile` (0 = untiled: continue with `start_at`) down to `smallest`.
 
-    Tiles stay multiples of 8, as the networks need. Cancel and all other errors pass through. The last out-of-memory error is raised as it is.
+    Tiles stay multiples of 8, as the networks need. Cancel and all other errors pass through, and so does an
+    out-of-memory error at the smallest tile.
     """
     while True:
         try:

@@ -20,8 +20,8 @@ class TemporalDecode(io.ComfyNode):
             node_id="SeTeVSRTemporalDecode",
             display_name="Temporal Decode (SeTe-VSR)",
             category=widgets.STAGES,
-            description="Decodes every segment's latents with the temporal VAE, which looks at neighbouring frames and at the "
-            "features of the input. Latents straight from Encode Latents give the decoder-only result.",
+            description="Decodes every segment's latents with the temporal VAE, which looks at neighbouring frames "
+            "and at the features of the input. Latents straight from Encode Latents give the decoder-only result.",
             search_aliases=widgets.ALIASES,
             inputs=[
                 io.Latent.Input("latents", tooltip="From Denoise (or from Encode Latents, without diffusion)."),

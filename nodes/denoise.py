@@ -26,7 +26,7 @@ class EncodeLatents(io.ComfyNode):
                 sockets.Segments.Input("segments", tooltip="From Split Segments."),
                 sockets.TemporalVAE.Input("vae", tooltip="From Load Temporal VAE or Load Preset."),
             ],
-            outputs=[io.Latent.Output("latents", tooltip="For Denoise, or straight to Temporal Decode: no diffusion then.")],
+            outputs=[io.Latent.Output("latents", tooltip="For Denoise, or for Temporal Decode without diffusion.")],
         )
 
     @classmethod
@@ -53,8 +53,8 @@ class Denoise(io.ComfyNode):
             node_id="SeTeVSRDenoise",
             display_name="Denoise (SeTe-VSR)",
             category=widgets.STAGES,
-            description="Restores the latents of every segment by diffusion, guided by the low-resolution latents and, if "
-            "connected, by the semantics.",
+            description="Restores the latents of every segment by diffusion, guided by the low-resolution latents "
+            "and, if connected, by the semantics.",
             search_aliases=widgets.ALIASES,
             inputs=[
                 sockets.Denoiser.Input("denoiser", tooltip="From Load Denoiser or Load Preset."),
@@ -71,11 +71,11 @@ class Denoise(io.ComfyNode):
                 ),
                 io.Conditioning.Input(
                     "conditioning", optional=True,
-                    tooltip="Text of the denoiser's own base model (SD 2.1's text encoder); without it the empty prompt "
-                    "that the weights bring along.",
+                    tooltip="Text of the denoiser's own base model (SD 2.1's text encoder); without it the empty "
+                    "prompt that the weights bring along.",
                 ),
             ],
-            outputs=[io.Latent.Output("latents", tooltip="For Temporal Decode: one latent per frame of every segment.")],
+            outputs=[io.Latent.Output("latents", tooltip="For Temporal Decode: a latent per frame of each segment.")],
         )
 
     @classmethod

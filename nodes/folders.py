@@ -42,7 +42,7 @@ def find_weights(kind: str, name: str) -> str:
         if path is not None:
             return path
     wanted = "No weight file was found" if name == NO_FILE else f"The weight file '{name}' was not found"
-    raise CheckpointError(f"{wanted} for the {kind.replace('_', ' ')}; put it into {own_folder()} and press R to refresh.")
+    raise CheckpointError(f"{wanted} for the {kind.replace('_', ' ')}; put it into {own_folder()} and press R.")
 
 
 def own_folder() -> Path:

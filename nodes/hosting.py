@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ class ComponentHandle:
     """
 
     kind: str
-    module: nn.Module
+    module: Any
     patcher: Any
     name: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -39,14 +39,15 @@ class ComponentHandle:
         """Where the network computes."""
         return self.patcher.load_device
 
-    def load(self, memory: float = 0.0) -> nn.Module:
+    def load(self, memory: float = 0.0) -> Any:
         """Bring the weights to the device, with about `memory` bytes left for the computation; cheap if they are there.
 
         Called before every stage, because loading another network may have moved this one away.
         """
         import comfy.model_management as management
 
-        management.load_models_gpu([self.patcher], memory_required=memory, force_full_load=self.kind in PLAIN_LAYERS)
+        whole = self.kind in PLAIN_LAYERS
+        management.load_models_gpu([self.patcher], memory_required=int(memory), force_full_load=whole)
         return self.module
 
 
@@ -138,5 +139,3 @@ def activation_memory(size: tuple[int, int], length: int, tile: int, dtype: torc
         "encoder": 1.5 * 1024**3,
     }
 
-
-ProgressReport = Callable[[float, str, "Tensor | None"], None]

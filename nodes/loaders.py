@@ -85,21 +85,21 @@ class LoadDenoiser(io.ComfyNode):
             node_id="SeTeVSRLoadDenoiser",
             display_name="Load Denoiser (SeTe-VSR)",
             category=widgets.LOADERS,
-            description="Loads a denoising U-Net with its low-resolution encoder: a SeTe-VSR file, mgldvsr_unet.ckpt of "
-            "MGLD-VSR, or Stable Diffusion 2.1 as a start for training.",
+            description="Loads a denoising U-Net with its low-resolution encoder: a SeTe-VSR file, mgldvsr_unet.ckpt "
+            "of MGLD-VSR, or Stable Diffusion 2.1 as a start for training.",
             search_aliases=widgets.ALIASES,
             inputs=[
                 widgets.weight_file(DENOISER, "models/setevsr, models/diffusion_models or models/checkpoints"),
                 widgets.precision(),
                 compat.widget(
                     io.Int, "head_dim", default=64, min=8, max=256, step=8, advanced=True,
-                    tooltip="Channels per attention head, which no foreign file states: 64 for Stable Diffusion 2.1 and "
-                    "MGLD-VSR. SeTe-VSR files know their own; ignored for them.",
+                    tooltip="Channels per attention head, which no foreign file states: 64 for Stable Diffusion 2.1 "
+                    "and MGLD-VSR. SeTe-VSR files know their own; ignored for them.",
                 ),
                 compat.widget(
                     io.Int, "lr_heads", default=4, min=1, max=64, advanced=True,
-                    tooltip="Attention heads of the low-resolution encoder, which no foreign file states: 4 for MGLD-VSR. "
-                    "SeTe-VSR files know their own; ignored for them.",
+                    tooltip="Attention heads of the low-resolution encoder, which no foreign file states: 4 for "
+                    "MGLD-VSR. SeTe-VSR files know their own; ignored for them.",
                 ),
             ],
             outputs=[sockets.Denoiser.Output("denoiser")],

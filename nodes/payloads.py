@@ -36,12 +36,12 @@ class VideoIdentity:
         return cls(digest.hexdigest(), count, height, width)
 
     def __str__(self) -> str:
-        return f"{self.num_frames} frames of {self.width}x{self.height} (id {self.fingerprint})"
+        return f"{self.num_frames} frames of {self.width}x{self.height}"
 
 
 @dataclass(frozen=True)
 class SegmentSet:
-    """SEGMENTS: the low-resolution frames (N,H,W,C, 0..1), the spans over them, and, after decoding, each span's result.
+    """SEGMENTS: the low-resolution frames (N,H,W,C, 0..1), the spans over them, and, once decoded, each span's result.
 
     `decoded[i]` is (len(spans[i]), scale*H, scale*W, 3), 0..1, before colour correction.
     """
@@ -119,11 +119,12 @@ def read_latent(latent: Mapping[str, Any], *, wanted_from: str) -> LatentNote:
 
 def require_same_video(first: VideoIdentity, second: VideoIdentity, names: tuple[str, str]) -> None:
     """`InputError` if two inputs were computed from different frames."""
-    if first != second:
-        raise InputError(
-            f"{names[0]} and {names[1]} come from different videos ({first} and {second}); "
-            "feed both from the same 'Split Segments' node."
-        )
+    if first == second:
+        return
+    sizes = f"{first} and {second}" if str(first) != str(second) else f"both {first}, but not the same pictures"
+    raise InputError(
+        f"{names[0]} and {names[1]} come from different videos ({sizes}); feed both from the same 'Split Segments' node."
+    )
 
 
 def require_same_plan(segments: SegmentSet, note: LatentNote) -> None:

@@ -59,11 +59,14 @@ def compare(
     count = max(len(picture) for picture in pictures)
     for picture, label in zip(pictures, labels, strict=True):
         if len(picture) not in (1, count):
-            raise InputError(f"'{label}' has {len(picture)} frames and another picture has {count}; compare equal batches.")
+            raise InputError(f"'{label}' has {len(picture)} frames, another has {count}; compare equal batches.")
     size = max((tuple(picture.shape[1:3]) for picture in pictures), key=lambda shape: shape[0] * shape[1])
-    panels = [_panel(picture, label, count, size, zoom, centre, gap) for picture, label in zip(pictures, labels, strict=True)]
+    pairs = zip(pictures, labels, strict=True)
+    panels = [_panel(picture, label, count, size, zoom, centre, gap) for picture, label in pairs]
     axis = 2 if direction == "row" else 1
-    strip = torch.full([count if i == 0 else gap if i == axis else n for i, n in enumerate(panels[0].shape)], BACKGROUND)
+    strip_shape = list(panels[0].shape)
+    strip_shape[axis] = gap
+    strip = torch.full(strip_shape, BACKGROUND)
     joined: list[Tensor] = []
     for panel in panels:
         joined += [strip, panel] if joined else [panel]
@@ -74,7 +77,8 @@ def _panel(
     picture: Tensor, label: str, count: int, size: tuple[int, ...], zoom: float, centre: tuple[float, float], gap: int
 ) -> Tensor:
     pixels = _flat(picture).movedim(-1, 1)
-    pixels = functional.interpolate(pixels, size=(size[0], size[1]), mode="nearest").clamp(0, 1).expand(count, -1, -1, -1)
+    pixels = functional.interpolate(pixels, size=(size[0], size[1]), mode="nearest").clamp(0, 1)
+    pixels = pixels.expand(count, -1, -1, -1)
     parts = [_label_bar(label, size[1], max(16, round(size[0] * LABEL_SHARE))).expand(count, -1, -1, -1), pixels]
     if zoom >= 1:
         parts += [torch.full((count, 3, gap, size[1]), BACKGROUND), _zoomed(pixels, zoom, centre)]

@@ -19,7 +19,7 @@ class SplitSegments(io.ComfyNode):
             description="Plans which frames are restored together: overlapping segments that never cross a scene cut.",
             search_aliases=widgets.ALIASES,
             inputs=[
-                io.Image.Input("images", tooltip="Frames of one video, in order. Alpha is enlarged along, not restored."),
+                io.Image.Input("images", tooltip="Frames of one video, in order. Alpha is enlarged along."),
                 widgets.scale(),
                 widgets.length(),
                 widgets.overlap(),
@@ -51,8 +51,7 @@ class StitchSegments(io.ComfyNode):
             node_id="SeTeVSRStitchSegments",
             display_name="Stitch Segments (SeTe-VSR)",
             category=widgets.STAGES,
-            description="Corrects the colours of decoded segments against the input and blends their overlaps into one "
-            "video.",
+            description="Corrects the colours of decoded segments against the input and blends their overlaps.",
             search_aliases=widgets.ALIASES,
             inputs=[
                 sockets.Segments.Input("segments", tooltip="From Temporal Decode."),

@@ -16,8 +16,8 @@ class EncodeSemantics(io.ComfyNode):
             node_id="SeTeVSREncodeSemantics",
             display_name="Encode Semantics (SeTe-VSR)",
             category=widgets.STAGES,
-            description="Reads every low-resolution frame with SAM 2's image encoder; the denoiser looks these meanings up "
-            "while it restores. The preview shows regions of like meaning in like colours.",
+            description="Reads every low-resolution frame with SAM 2's image encoder; the denoiser looks these "
+            "meanings up while it restores. The preview shows regions of like meaning in like colours.",
             search_aliases=[*widgets.ALIASES, "sam2", "segment anything"],
             inputs=[
                 sockets.Segments.Input("segments", tooltip="From Split Segments."),

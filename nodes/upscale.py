@@ -57,11 +57,11 @@ class UpscaleImages(io.ComfyNode):
             node_id="SeTeVSRUpscaleImages",
             display_name="Upscale Images (SeTe-VSR)",
             category=widgets.CATEGORY,
-            description="Restores and enlarges the frames of a video, the whole way in one node. The result lies in memory; "
-            "for long videos use Upscale Video.",
+            description="Restores and enlarges the frames of a video, the whole way in one node. The result lies in "
+            "memory; for long videos use Upscale Video.",
             search_aliases=widgets.ALIASES,
             inputs=[
-                io.Image.Input("images", tooltip="Frames of one video, in order; a single picture works too. Alpha is kept."),
+                io.Image.Input("images", tooltip="Frames of one video, in order, or one picture. Alpha is kept."),
                 *shared_widgets(),
                 *network_inputs(),
                 io.Audio.Input("audio", optional=True, tooltip="Passed through untouched, for a tidy graph."),
@@ -110,16 +110,16 @@ class UpscaleVideo(io.ComfyNode):
             node_id="SeTeVSRUpscaleVideo",
             display_name="Upscale Video (SeTe-VSR)",
             category=widgets.CATEGORY,
-            description="Restores and enlarges a video of any length in constant memory: reads, restores and writes segment by "
-            "segment. Sound is copied untouched, the frame rate stays exact.",
+            description="Restores and enlarges a video of any length in constant memory: reads, restores and writes "
+            "segment by segment. Sound is copied untouched, the frame rate stays exact.",
             search_aliases=widgets.ALIASES,
             inputs=[
-                io.Video.Input("video", tooltip="A video file (Load Video, Load Sample Video) or one made in the graph."),
+                io.Video.Input("video", tooltip="A video file (Load Video, Load Sample Video) or one of the graph."),
                 *shared_widgets(),
                 compat.widget(
                     io.Float, "crf", default=16.0, min=0.0, max=51.0, step=1.0,
-                    tooltip="Size against quality of the written H.264 file: 0 is lossless and huge, 16 looks the same to "
-                    "the eye, 23 is half the size, 51 the worst. Save Video copies this file without encoding again.",
+                    tooltip="Size against quality of the written H.264 file: 0 is lossless and huge, 16 looks the "
+                    "same to the eye, 23 is half the size, 51 the worst. Save Video copies this file as it is.",
                 ),
                 *network_inputs(),
             ],
@@ -172,7 +172,7 @@ def run_restorer(
     vae: ComponentHandle | None = None,
     encoder: ComponentHandle | None = None,
 ) -> Any:
-    """`restore(restorer, settings)` with the chosen networks and widgets; again with smaller tiles if memory runs out."""
+    """`restore(restorer, settings)` as the widgets say; again with smaller tiles if the memory is full."""
     from .choices import cut_choice, sampling_choices
 
     networks = choose_networks(preset, precision, denoiser, vae, encoder)

@@ -52,8 +52,8 @@ class DegradeVideo(io.ComfyNode):
             node_id="SeTeVSRDegradeVideo",
             display_name="Degrade Video (SeTe-VSR)",
             category=widgets.TOOLS,
-            description="Makes a good video bad as real cameras and web sites do: blur, noise, JPEG and video compression, twice "
-            "over, changing from frame to frame. For tests against a known original; sound is kept.",
+            description="Makes a good video bad as real cameras and web sites do: blur, noise, JPEG and video "
+            "compression, twice over, changing from frame to frame. For tests against a known original; sound is kept.",
             search_aliases=["degrade", "downscale", "compress", "test material"],
             inputs=[
                 io.Video.Input("video", tooltip="A clean video."),

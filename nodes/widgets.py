@@ -63,8 +63,8 @@ def seed() -> Any:
 def sampler() -> Any:
     return widget(
         io.Combo, "sampler", options=SAMPLERS, default=PRESETS_OWN,
-        tooltip="How the noise is removed. ddpm: the paper's choice, many steps. dpmpp_2m, unipc: good from 10 steps on. "
-        "'none (decoder only)' skips diffusion: fastest and most faithful, with the least new detail.",
+        tooltip="How the noise is removed. ddpm: the paper's choice, many steps. dpmpp_2m, unipc: good from 10 steps "
+        "on. 'none (decoder only)' skips diffusion: fastest and most faithful, with the least new detail.",
     )
 
 
@@ -119,8 +119,8 @@ def colour() -> Any:
 def tile() -> Any:
     return widget(
         io.Int, "tile", default=64, min=0, max=512, step=8, advanced=True,
-        tooltip="Side of the latent tiles inside each diffusion step, in latent pixels (1 = 8 output pixels); 0 = no tiles. "
-        "Smaller: less memory, more time. Halved on its own when memory runs out.",
+        tooltip="Side of the latent tiles inside each diffusion step, in latent pixels (1 = 8 output pixels); 0 = no "
+        "tiles. Smaller: less memory, more time. Halved on its own when memory runs out.",
     )
 
 
@@ -134,8 +134,8 @@ def tile_overlap() -> Any:
 def precision() -> Any:
     return widget(
         io.Combo, "precision", options=PRECISIONS, default="auto", advanced=True,
-        tooltip="Number format of the weights. auto: what your device does best (fp32 on a CPU). bf16 and fp16 halve the "
-        "memory; fp32 is the most exact.",
+        tooltip="Number format of the weights. auto: what your device does best (fp32 on a CPU). bf16 and fp16 halve "
+        "the memory; fp32 is the most exact.",
     )
 
 
