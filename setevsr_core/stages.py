@@ -244,10 +244,22 @@ def decode_span(
     pictures = crop(pixels, size).float().add(1).div(2).clamp(0, 1)
     if not torch.isfinite(pictures).all():
         raise SettingsError(f"the VAE decoder overflowed in {dtype}; load the VAE in fp32 or bf16")
+    return recolour(pictures.movedim(1, -1), frames, colour, device=device)
+
+
+@torch.inference_mode()
+def recolour(pictures: Tensor, frames: Tensor, colour: str = "wavelet", *, device: Any = None) -> Tensor:
+    """Pictures (T,H,W,3) in 0..1 with the large-scale colours of their low-resolution frames (T,h,w,3), fp32.
+
+    The last step of `decode_span`; apart from it for a caller that decodes with colour "none" and chooses later, before
+    overlapping segments are blended. The result is where the frames are.
+    """
+    device = device if device is not None else pictures.device
+    planes = pictures.to(device, torch.float32).movedim(-1, 1).contiguous()
     if colour != "none":
-        reference = upscale_bicubic(_to_planes(frames, device), size=size)
-        pictures = match_colour(pictures, reference, colour)
-    return pictures.movedim(1, -1).to(frames.device).contiguous()
+        size = (planes.shape[-2], planes.shape[-1])
+        planes = match_colour(planes, upscale_bicubic(_to_planes(frames, device), size=size), colour)
+    return planes.movedim(1, -1).to(frames.device).contiguous()
 
 
 @torch.inference_mode()

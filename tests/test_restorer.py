@@ -329,6 +329,15 @@ def test_bits_of_an_encoded_frame_do_not_depend_on_its_neighbours(restorer: Rest
     assert stages.encode_latents(restorer.vae, clip(1, 20, 40), 4).content == (80 / 128, 160 / 192)
 
 
+@pytest.mark.parametrize("colour", ["wavelet", "adain", "none"])
+def test_colour_can_be_chosen_after_decoding(restorer: Restorer, colour: str) -> None:
+    frames = clip(2)
+    latents = stages.encode_latents(restorer.vae, frames, 3).latents
+    at_once = stages.decode_span(restorer.vae, latents, frames, 3, colour=colour)
+    plain = stages.decode_span(restorer.vae, latents, frames, 3, colour="none")
+    assert torch.equal(stages.recolour(plain, frames, colour), at_once)
+
+
 def test_preview_shows_the_colours_that_latents_stand_for() -> None:
     colours = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     mixing = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
