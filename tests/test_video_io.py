@@ -74,7 +74,7 @@ def test_decoding_is_lazy(tmp_path: Path) -> None:
         assert levels(next(iter(reader))[None]) == [0]
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
 @pytest.mark.parametrize(
     ("start", "duration", "expected"),
     [
@@ -242,6 +242,17 @@ def test_more_files_that_are_no_videos(tmp_path: Path) -> None:
         VideoReader(tmp_path / "sound.m4a")
 
 
+def test_damage_inside_a_file_is_named(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mp4", audio=None)
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"mdat") + 4
+    size = int.from_bytes(data[begin - 8 : begin - 4], "big")
+    data[begin + size // 2 : begin + size - 8] = bytes(size - 8 - size // 2)
+    path.write_bytes(bytes(data))
+    with pytest.raises(VideoError, match=r"a\.mp4.*damaged after frame [1-9]"):
+        read(path)
+
+
 def test_an_uneven_frame_rate_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
@@ -399,6 +410,20 @@ def test_sound_of_a_part_stays_in_sync(tmp_path: Path, start: float, duration: f
     assert 0 <= copied[0][0] < packet
     assert count / Fraction(24) - packet <= copied[-1][0] + packet
     assert copied[-1][0] <= count / Fraction(24)
+
+
+def test_sound_follows_when_the_source_does_not_begin_at_zero(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "a.ts", count=12)
+    with VideoReader(source) as reader:
+        assert reader.first_time > 0
+        path = write(tmp_path / "b.mp4", gradient_frames(12), audio_from=reader)
+    again = write(tmp_path / "c.mp4", gradient_frames(12), audio_from=source)  # finds the start by itself
+    before = audio_packets(source)
+    for copy in (path, again):
+        after = audio_packets(copy)
+        assert len(after) == len(before)
+        for (new, _), (old, _) in zip(after, before, strict=True):
+            assert abs(new - (old - reader.first_time)) <= Fraction(1, 48000)
 
 
 def test_a_source_without_sound_gives_a_silent_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from fractions import Fraction
 from types import TracebackType
 from typing import Any
@@ -58,20 +59,17 @@ class VideoReader:
             length = stream.duration * stream.time_base if stream.duration else None
             if length is None and container.duration:
                 length = Fraction(container.duration, 1_000_000)
-            first = next(self._decode(container, stream), None)
-            if first is None:
-                part = (
-                    f" between {self.start:g} s and its end or {self.duration} s later"
-                    if self.start or self.duration
-                    else ""
-                )
-                raise VideoError(f"'{self.name}' has no frame that can be decoded{part}")
-            frame, self.first_time = first
+            aspect = Fraction(stream.sample_aspect_ratio or 1)
+        with closing(self._decode()) as frames:
+            first = next(frames, None)
+        if first is None:
+            part = f" from {self.start:g} s on" if self.start or self.duration else ""
+            raise VideoError(f"'{self.name}' has no frame that can be decoded{part}")
+        frame, self.first_time = first
         self.tags: ColourTags = tags_of(frame)
         self.bit_depth: int = bit_depth(frame)
         turned = _quarter_turns(frame) % 2 == 1
         self.size: tuple[int, int] = (frame.width, frame.height) if turned else (frame.height, frame.width)
-        aspect = Fraction(stream.sample_aspect_ratio or 1)
         self.pixel_aspect: Fraction = 1 / aspect if turned else aspect
         self.num_frames: int | None = None if self.start or self.duration else declared
         self.expected_frames: int | None = self.num_frames or self._expect(length)
@@ -90,16 +88,14 @@ class VideoReader:
         return iteration
 
     def _frames(self) -> Generator[Tensor, None, None]:
-        with open_source(self.source) as container:
-            stream = video_stream(container, self.name)
-            stream.thread_type = "AUTO"
-            uneven = False
-            for index, (frame, time) in enumerate(self._decode(container, stream)):
+        uneven, index = False, -1
+        with closing(self._decode()) as decoded:
+            for index, (frame, time) in enumerate(decoded):
                 drift = abs((time - self.first_time) * self.frame_rate - index)
                 if drift > 2 and not uneven:
                     uneven = True
                     logger.warning(
-                        "'%s' has no constant frame rate (frame %d is %.1f frames off); sound may drift",
+                        "'%s' has no constant frame rate (frame %d is %.1f off); sound may drift",
                         self.name,
                         index,
                         drift,
@@ -111,16 +107,33 @@ class VideoReader:
                         f"to {picture.shape[1]}x{picture.shape[0]} at frame {index}; cut it there first"
                     )
                 yield picture.contiguous()
+        if self.num_frames is not None and index + 1 < self.num_frames:
+            logger.warning("'%s' says it has %d frames and holds %d", self.name, self.num_frames, index + 1)
 
-    def _decode(self, container: Any, stream: Any) -> Iterator[tuple[Any, Fraction]]:
+    def _decode(self) -> Generator[tuple[Any, Fraction], None, None]:
         """(PyAV frame, its time in seconds on the file's own clock) of the chosen part."""
-        base, offset = stream.time_base, stream.start_time or 0
-        # Rounded down to the stream's ticks, as ComfyUI trims: both then choose the same frames.
-        first = offset + int(self.start / base)
-        last = offset + int((self.start + self.duration) / base) if self.duration else None
-        if self.start:
-            with video_errors(self.name, "cannot be searched"):
-                container.seek(first, stream=stream, backward=True)
+        for seek in (True, False) if self.start else (False,):
+            with open_source(self.source) as container:
+                stream = video_stream(container, self.name)
+                stream.thread_type = "AUTO"
+                base, offset = Fraction(stream.time_base), stream.start_time or 0
+                # Rounded down to the stream's ticks, as ComfyUI trims: both then choose the same frames.
+                first = offset + int(self.start / base)
+                last = offset + int((self.start + self.duration) / base) if self.duration else None
+                if seek and not _seek(container, stream, first):
+                    continue
+                frames = self._timed_frames(container, stream)
+                head = next(frames, None)
+                if seek and (head is None or head[0].pts is None or head[1] > first):
+                    continue  # some formats (MPEG-TS) find no place before the wanted one: read from the beginning
+                while head is not None and (last is None or head[1] < last):
+                    if head[1] >= first or not self.start:
+                        yield head[0], head[1] * base
+                    head = next(frames, None)
+                return
+
+    def _timed_frames(self, container: Any, stream: Any) -> Iterator[tuple[Any, int]]:
+        """(PyAV frame, its time in the stream's ticks) from where the container stands."""
         frames = container.decode(stream)
         count = 0
         while True:
@@ -129,12 +142,9 @@ class VideoReader:
             if frame is None:
                 return
             # A few raw formats have no time stamps: count instead.
-            pts = frame.pts if frame.pts is not None else offset + round(count / self.frame_rate / base)
+            pts = frame.pts if frame.pts is not None else round(count / self.frame_rate / Fraction(stream.time_base))
             count += 1
-            if last is not None and pts >= last:
-                return
-            if pts >= first or not self.start:
-                yield frame, pts * Fraction(base)
+            yield frame, pts
 
     def close(self) -> None:
         """Ends running iterations and releases the file."""
@@ -150,6 +160,17 @@ class VideoReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _seek(container: Any, stream: Any, ticks: int) -> bool:
+    """Moves to the key frame at or before `ticks`; False if this format cannot."""
+    from av.error import FFmpegError
+
+    try:
+        container.seek(ticks, stream=stream, backward=True)
+    except (FFmpegError, OSError):
+        return False
+    return True
 
 
 def _quarter_turns(frame: Any) -> int:
