@@ -249,7 +249,7 @@ def test_damage_inside_a_file_is_named(tmp_path: Path) -> None:
     size = int.from_bytes(data[begin - 8 : begin - 4], "big")
     data[begin + size // 2 : begin + size - 8] = bytes(size - 8 - size // 2)
     path.write_bytes(bytes(data))
-    with pytest.raises(VideoError, match=r"a\.mp4.*damaged after frame [1-9]"):
+    with pytest.raises(VideoError, match=r"a\.mp4.*damaged near frame"):
         read(path)
 
 

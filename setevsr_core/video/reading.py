@@ -137,7 +137,7 @@ class VideoReader:
         frames = container.decode(stream)
         count = 0
         while True:
-            with video_errors(self.name, f"is damaged after frame {count} of the part that was read"):
+            with video_errors(self.name, f"is damaged near frame {count} of the part that was read"):
                 frame = next(frames, None)
             if frame is None:
                 return
