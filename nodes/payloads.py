@@ -123,7 +123,7 @@ def require_same_video(first: VideoIdentity, second: VideoIdentity, names: tuple
         return
     sizes = f"{first} and {second}" if str(first) != str(second) else f"both {first}, but not the same pictures"
     raise InputError(
-        f"{names[0]} and {names[1]} come from different videos ({sizes}); feed both from the same 'Split Segments' node."
+        f"{names[0]} and {names[1]} come from different videos ({sizes}); feed both from one 'Split Segments' node."
     )
 
 
