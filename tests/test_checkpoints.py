@@ -169,6 +169,21 @@ def test_a_newer_native_format_is_refused(tmp_path: Path) -> None:
         checkpoints.load_temporal_vae(path)
 
 
+@pytest.mark.parametrize(("config", "reason"), [
+    ("{", "carries a damaged configuration"),
+    ("[1]", "carries a damaged configuration"),
+    ('{"channels": 5}', "no network can be built"),
+    ('{"channels": [33, 64]}', "no network can be built"),
+    ('{"channels": [32, 96], "layers": 1, "fusion_levels": [0], "growth": 8}', "belongs to another kind or size"),
+])
+def test_damaged_native_configurations(config: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    save_file(filled(TemporalVAE(TINY_VAE)).state_dict(), path,
+              metadata={"setevsr.format": "1", "setevsr.kind": "vae", "setevsr.config": config})
+    with pytest.raises(CheckpointError, match=f"vae.safetensors.*({reason})"):
+        checkpoints.load_temporal_vae(path)
+
+
 # ---- Stable Diffusion 2.1 -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("layout", ["state dict", "prefixed", "single file", "lightning", "wrapped"])
 def test_sd21_unet_equals_diffusers(layout: str, sd_unet: Any, sd_vae: Any) -> None:
@@ -443,6 +458,17 @@ def test_mgld_without_its_lr_encoder_is_incomplete() -> None:
     state = {key_maps.rename(key, table): value for key, value in network.unet.state_dict().items()}
     with pytest.raises(CheckpointError, match="incomplete.*lr_encoder."):
         checkpoints.load_denoiser(state, head_dim=16, lr_heads=2)
+
+
+@pytest.mark.parametrize("signature", [b"\x80", b"PK", b" <"])
+def test_a_header_length_is_not_taken_for_another_format(signature: bytes, tmp_path: Path) -> None:
+    """The first bytes of a safetensors file are a number; it may spell the start of a pickle, zip file or web page."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    header = header.ljust(int.from_bytes(signature, "little"))
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert path.read_bytes().startswith(signature)
+    assert torch.equal(files.read_file(path).tensors["a"], torch.zeros(1))
 
 
 def test_truncated_safetensors(tmp_path: Path) -> None:

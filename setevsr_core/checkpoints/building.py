@@ -31,7 +31,12 @@ def build(make: Callable[..., Module], tensors: Mapping[str, Tensor], *, name: s
     tensor and any wrong shape is a `CheckpointError`. Tensors the network has no place for are logged and left out.
     """
     # Checked against plain torch layers: a host's layers may have no weights before they are loaded.
-    expected = shapes_of(make(ops=nn, dtype=torch.float32, device="meta").state_dict())
+    try:
+        expected = shapes_of(make(ops=nn, dtype=torch.float32, device="meta").state_dict())
+    except (TypeError, ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{name} asks for sizes from which no network can be built ({error}); it is damaged or of another kind."
+        ) from error
     new = check(expected, tensors, name, fresh)
     dtype = dtype or default_dtype(tensors.values(), device)
     network = make(ops=ops, dtype=dtype, device="meta")

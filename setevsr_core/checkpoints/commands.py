@@ -12,7 +12,7 @@ import torch
 from ..errors import CheckpointError, SettingsError
 from .denoiser import load_denoiser
 from .files import TensorFile, open_source
-from .native import save_native
+from .native import save_native, stored_config
 from .registry import COMPONENTS, DENOISER, KINDS, SEMANTIC, VAE, FileInfo, describe, match
 from .semantic import load_semantic_encoder
 from .vae import load_temporal_vae
@@ -60,8 +60,9 @@ def info_report(file: TensorFile) -> dict[str, Any]:
     }
     if file.metadata:
         report["metadata"] = {key: value for key, value in file.metadata.items() if key != "setevsr.config"}
-        if "setevsr.config" in file.metadata:
-            report["config"] = json.loads(file.metadata["setevsr.config"])
+        config = stored_config(file)
+        if config is not None:
+            report["config"] = config
     return report
 
 

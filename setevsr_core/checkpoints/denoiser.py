@@ -67,7 +67,7 @@ def read_config(shapes: Shapes, name: str, *, head_dim: int, lr_heads: int) -> D
     """Sizes of a denoiser from the shapes of its tensors, under our names."""
     try:
         return _read_config(shapes, head_dim, lr_heads)
-    except (KeyError, IndexError, StopIteration) as error:
+    except (KeyError, IndexError, ValueError) as error:
         raise CheckpointError(
             f"{name} looks like a denoiser but lacks {error}; it is incomplete: download it again."
         ) from error

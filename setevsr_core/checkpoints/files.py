@@ -77,21 +77,28 @@ def read_file(path: Path) -> TensorFile:
     name = str(path)
     if not head:
         raise CheckpointError(f"{name} is empty (0 bytes); download or copy it again.")
+    # First, because a safetensors file starts with the length of its JSON header, which may spell any other signature.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**32:
+        return safetensors_file(path)
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{name} is a git-lfs pointer, not the weights; run 'git lfs pull' or download the file.")
     if head.lstrip()[:1] == b"<":
         raise CheckpointError(f"{name} is a web page, not weights; the download link led to a page: download it again.")
     if head.startswith(b"GGUF"):
         raise CheckpointError(f"{name} is a GGUF file, which is not supported; use a .safetensors or .ckpt file.")
-    if head.startswith(b"PK") or head.startswith(b"\x80"):
+    if head.startswith((b"PK", b"\x80")):
         return TensorFile(plain_tensors(read_pickle(path), name), name, path=path)
-    if head[8:9] == b"{" or path.suffix == ".safetensors":
-        tensors, metadata = read_safetensors(path)
-        return TensorFile(plain_tensors(tensors, name), name, metadata, path)
+    if path.suffix == ".safetensors":
+        return safetensors_file(path)
     raise CheckpointError(
         f"{name} is neither a safetensors file nor a torch file (it starts with {head[:8]!r}); "
         f"expected one of {', '.join(EXTENSIONS)}."
     )
+
+
+def safetensors_file(path: Path) -> TensorFile:
+    tensors, metadata = read_safetensors(path)
+    return TensorFile(plain_tensors(tensors, str(path)), str(path), metadata, path)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

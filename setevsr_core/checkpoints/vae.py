@@ -54,7 +54,7 @@ def read_config(shapes: Shapes, name: str) -> VAEConfig:
     """Sizes of a VAE from the shapes of its tensors, under our names."""
     try:
         return _read_config(shapes)
-    except KeyError as error:
+    except (KeyError, IndexError, ValueError) as error:
         if str(error) == "'post_quant_conv.weight'":
             raise CheckpointError(
                 f"{name} is a VAE without quantisation convolutions (Flux, SD 3 or similar); expected the VAE of "
