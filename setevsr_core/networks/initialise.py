@@ -8,6 +8,7 @@ from torch import nn
 from .semantic_attention import SemanticAttention
 from .temporal_spatial import TemporalSpatialAwareness
 from .temporal_transformer import TemporalTransformer
+from .temporal_vae import TemporalVAE
 
 
 @torch.no_grad()
@@ -25,3 +26,11 @@ def zero_new_modules(network: nn.Module) -> None:
         for layer in outputs:
             for parameter in layer.parameters():
                 parameter.zero_()
+
+
+@torch.no_grad()
+def zero_residual(vae: TemporalVAE) -> None:
+    """Zero the last convolution of a residual VAE: its untrained decoder then returns the encoder's pixels."""
+    if vae.config.residual:
+        for parameter in vae.decoder.conv_out.parameters():
+            parameter.zero_()

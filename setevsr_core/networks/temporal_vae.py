@@ -24,6 +24,8 @@ class VAEConfig:
     patch: pixels are folded (`pixel_unshuffle`) by this factor before the first convolution and unfolded after the
     last, so that no convolution runs at full resolution (1 at full size).
     fusion_levels: encoder levels, finest = 0, whose outputs are tapped and fused; growth: width of the dense blocks.
+    residual: the decoder predicts what the encoder's pixels lack; the folded pixels ride along with the finest
+    feature. A small decoder then learns detail from its first step on, instead of learning to copy.
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -34,6 +36,7 @@ class VAEConfig:
     temporal: bool = True
     fusion_levels: tuple[int, ...] = (1, 2)
     growth: int = 32
+    residual: bool = False
     scaling_factor: float = 0.18215
 
     @property
@@ -48,7 +51,7 @@ class VAEConfig:
     @classmethod
     def nano(cls, **changes: Any) -> VAEConfig:
         sizes: dict[str, Any] = {"channels": (96, 128), "patch": 4, "mid_attention": False, "fusion_levels": (0, 1),
-                                 "growth": 16}
+                                 "growth": 16, "residual": True}
         return cls(**{**sizes, **changes})
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,7 +174,8 @@ class Encoder(nn.Module):
                                    device=device)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x = self.conv_in(F.pixel_unshuffle(pixels, self.config.patch))
+        folded = F.pixel_unshuffle(pixels, self.config.patch)
+        x = self.conv_in(folded)
         features = []
         for i, level in enumerate(self.down_blocks):
             x = level(x)
@@ -180,6 +184,8 @@ class Encoder(nn.Module):
             for downsample in level.downsamplers:  # type: ignore[union-attr]
                 x = downsample(x)
         x = self.mid_block(x)
+        if self.config.residual:
+            features[0] = torch.cat([features[0], folded], dim=1)
         return self.conv_out(F.silu(self.conv_norm_out(x))), features
 
 
@@ -256,6 +262,10 @@ class Decoder(nn.Module):
         self.conv_out = ops.Conv2d(channels[0], 3 * config.patch**2, 3, padding=1, dtype=dtype, device=device)
 
     def forward(self, latents: Tensor, features: list[Tensor] | None, num_frames: int, fusion: float) -> Tensor:
+        base = None
+        if self.config.residual and features is not None:
+            width = self.config.channels[self.config.fusion_levels[0]]
+            base, features = features[0][:, width:], [features[0][:, :width], *features[1:]]
         x = self.mid_block(self.conv_in(latents), num_frames)
         for k, block in enumerate(self.up_blocks):
             level = len(self.up_blocks) - 1 - k
@@ -265,7 +275,8 @@ class Decoder(nn.Module):
                 x = getattr(self, f"fusion_layer_{level}")(feature, x, fusion)
             for upsample in block.upsamplers:  # type: ignore[union-attr]
                 x = upsample(x)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.conv_norm_out(x))), self.config.patch)
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return F.pixel_shuffle(x if base is None else x + base, self.config.patch)
 
 
 class TemporalVAE(nn.Module):
@@ -297,6 +308,7 @@ class TemporalVAE(nn.Module):
     def decode(self, latents: Tensor, features: list[Tensor] | None, *, num_frames: int, fusion: float = 1.0) -> Tensor:
         """Unscaled latents (B*T, 4, h, w) and features of `encode` -> pixels (B*T, 3, H, W) near -1..1.
 
-        fusion 0 (or features None) decodes the latents alone; 1 is what the decoder was trained with.
+        fusion 0 decodes the latents without the fused features (a residual VAE still adds its pixels), features None
+        the latents alone; 1 is what the decoder was trained with.
         """
         return self.decoder(self.post_quant_conv(latents), features, num_frames, fusion)

@@ -27,13 +27,14 @@ class DenoiserStage:
     stage1: no temporal modules take part; the timestep is drawn per frame. What learns: everything (`trains="all"`,
     a network without pretrained base) or SeAM, SPADE and the LR encoder (`trains="new"`, on top of SD 2.1).
     stage2: only the temporal transformers and TSAM learn, the rest is frozen; one timestep per clip.
+    draws: timesteps and noises per encoded frame; encoding costs a small network as much as learning from it.
     """
 
     def __init__(self, number: Literal[1, 2], denoiser: Denoiser, vae: TemporalVAE, encoder: SemanticEncoder | None, *,
-                 trains: Literal["all", "new"] = "all", semantic_dropout: float = 0.1):
+                 trains: Literal["all", "new"] = "all", semantic_dropout: float = 0.1, draws: int = 1):
         self.name = f"stage{number}"
         self.number, self.denoiser, self.vae, self.encoder = number, denoiser, vae, encoder
-        self.trains, self.semantic_dropout = trains, semantic_dropout
+        self.trains, self.semantic_dropout, self.draws = trains, semantic_dropout, draws
         self.networks: dict[str, nn.Module] = {"denoiser": denoiser}
         vae.requires_grad_(False)
         self._alphas = torch.tensor([abar(t) for t in range(NUM_TRAIN_TIMESTEPS)])
@@ -67,7 +68,10 @@ class DenoiserStage:
         return self.denoiser(noisy, timesteps, num_frames=num_frames, lr_maps=maps, semantics=semantics).float()
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        latents, lr_latents, semantics = self._conditions(batch)
+        latents, lr_latents, semantics = (
+            None if x is None else x.repeat(self.draws, 1, 1, 1) for x in self._conditions(batch)
+        )
+        assert latents is not None and lr_latents is not None
         frames = 1 if self.number == 1 else batch.num_frames
         draws = batch.rand(len(latents) // frames).repeat_interleave(frames)
         timesteps = (draws * len(self._alphas)).long()

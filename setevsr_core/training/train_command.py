@@ -47,6 +47,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--semantic", type=Path, help="semantic encoder file; without it SeAM sees nothing")
     parser.add_argument("--vgg", type=Path, help="VGG16 convolutions as safetensors; else torchvision's are fetched")
     parser.add_argument("--trains", choices=["all", "new"], help="stage1: all weights, or SeAM, SPADE and LR encoder")
+    parser.add_argument("--draws", type=int, default=1, help="stages 1 and 2: noise draws per encoded frame")
     parser.add_argument("--lpips-weight", type=float, default=1.0)
     parser.add_argument("--lpips-images", type=int, default=4, help="pictures per batch that LPIPS looks at")
     parser.add_argument("--gan-weight", type=float, default=0.0)
@@ -100,6 +101,7 @@ def _dataset(args: argparse.Namespace, settings: TrainSettings) -> Any:
 def _stage(args: argparse.Namespace, settings: TrainSettings) -> Stage:
     import torch
 
+    from ..networks.initialise import zero_residual
     from ..networks.temporal_vae import TemporalVAE, VAEConfig
     from .denoiser_stages import DenoiserStage, SemanticStage, VGGTeacher
     from .losses import PerceptualLoss
@@ -117,6 +119,8 @@ def _stage(args: argparse.Namespace, settings: TrainSettings) -> Stage:
 
     if args.stage == "vae":
         vae = _load("vae", args.vae, device) if args.vae else TemporalVAE(getattr(VAEConfig, args.size)()).to(device)
+        if not args.vae:
+            zero_residual(vae)
         return VAEStage(vae, pixel_loss(), adversary())
     if args.stage == "semantic":
         from ..networks.semantic_encoder import SemanticEncoder, SemanticEncoderConfig
@@ -134,7 +138,7 @@ def _stage(args: argparse.Namespace, settings: TrainSettings) -> Stage:
         return DecoderStage(vae, denoiser, encoder, pixel_loss(), adversary(), everything=args.size == "nano")
     number = 1 if args.stage == "stage1" else 2
     trains = args.trains or ("all" if args.size == "nano" else "new")
-    return DenoiserStage(number, _denoiser(args, device), vae, encoder, trains=trains)
+    return DenoiserStage(number, _denoiser(args, device), vae, encoder, trains=trains, draws=args.draws)
 
 
 def _denoiser(args: argparse.Namespace, device: str) -> Any:

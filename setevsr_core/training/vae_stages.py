@@ -100,7 +100,7 @@ class VAEStage:
         fused = max(1, round(len(latents) * (1 - self.plain_share)))
         prediction = vae.decode(latents[:fused], [f[:fused] for f in features], num_frames=1)
         if fused < len(latents):
-            plain = vae.decode(sampled[fused:].to(lr_mean.dtype), None, num_frames=1)
+            plain = vae.decode(sampled[fused:].to(lr_mean.dtype), [f[fused:] for f in features], num_frames=1, fusion=0)
             prediction = torch.cat([prediction, plain])
         prediction = prediction.float()
         self._last = (prediction.detach(), batch.hr)
@@ -124,7 +124,8 @@ class VAEStage:
         enlarged = enlarge(batch.lr, batch.hr)
         lr_mean, _, features = self.vae.encode(enlarged)
         return [enlarged, self.vae.decode(lr_mean, features, num_frames=1),
-                self.vae.decode(mean, features, num_frames=1), self.vae.decode(mean, None, num_frames=1), batch.hr]
+                self.vae.decode(mean, features, num_frames=1),
+                self.vae.decode(mean, features, num_frames=1, fusion=0), batch.hr]
 
     def state(self) -> dict[str, Any]:
         return {"adversary": self.adversary.state()} if self.adversary else {}
