@@ -1,0 +1,464 @@
+"""The ComfyUI nodes, without a server: schemas, pages, workflows, messages, and that all ways give the same bits.
+
+Needs a ComfyUI tree (COMFYUI_PATH, or what `make setup` fetched); skips with the reason where there is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import sys
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools.install_comfyui import ComfyUINotFound, locate  # noqa: E402
+
+try:
+    TREE = locate()
+except ComfyUINotFound as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+NODE_IDS = {
+    "SeTeVSRLoadPreset", "SeTeVSRLoadDenoiser", "SeTeVSRLoadTemporalVAE", "SeTeVSRLoadSemanticEncoder",
+    "SeTeVSRSplitSegments", "SeTeVSREncodeSemantics", "SeTeVSREncodeLatents", "SeTeVSRDenoise",
+    "SeTeVSRTemporalDecode", "SeTeVSRStitchSegments", "SeTeVSRUpscaleImages", "SeTeVSRUpscaleVideo",
+    "SeTeVSRDegradeVideo", "SeTeVSRCompare", "SeTeVSRSampleVideo",
+}  # fmt: skip
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+SAMPLING = {"seed": 3, "steps": 2, "sampler": "ddpm", "strength": 1.0, "tile": 16, "tile_overlap": 8}
+
+
+def load_pack(name: str) -> ModuleType:
+    """Import the repository the way ComfyUI does: by its path, under a name that is no Python identifier."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def list_nodes(pack: ModuleType) -> dict[str, Any]:
+    """Node id -> class, as ComfyUI asks for them."""
+
+    async def ask() -> list[Any]:
+        extension = await pack.comfy_entrypoint()
+        return await extension.get_node_list()
+
+    return {node.GET_SCHEMA().node_id: node for node in asyncio.run(ask())}
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The pack inside an imported (not running) ComfyUI, with its folders in a temporary place."""
+    sys.path.insert(0, str(TREE))
+    try:
+        try:
+            from comfy.cli_args import args
+
+            args.cpu = True  # before anything asks for the device
+            import folder_paths
+        except ImportError as error:
+            pytest.skip(f"ComfyUI's own requirements are not installed ({error}); run `make setup`")
+        folder = tmp_path_factory.mktemp("comfyui")
+        folder_paths.models_dir = str(folder / "models")
+        folder_paths.set_temp_directory(str(folder / "temp"))
+        yield load_pack("custom_nodes/SeTe-VSR test")
+    finally:
+        sys.path.remove(str(TREE))
+
+
+@pytest.fixture(scope="module")
+def nodes(pack: ModuleType) -> dict[str, Any]:
+    return list_nodes(pack)
+
+
+def part(pack: ModuleType, name: str) -> Any:
+    """A module of the pack by its dotted name below the root."""
+    return importlib.import_module(f"{pack.__name__}.{name}")
+
+
+@pytest.fixture(scope="module")
+def handles(pack: ModuleType) -> dict[str, Any]:
+    """Tiny random networks, hosted as the loaders host theirs."""
+    hosting = part(pack, "nodes.hosting")
+    operations = part(pack, "nodes.compat").operations()
+    denoiser_module = part(pack, "setevsr_core.networks.denoiser")
+    vae_module = part(pack, "setevsr_core.networks.temporal_vae")
+    encoder_module = part(pack, "setevsr_core.networks.semantic_encoder")
+    torch.manual_seed(0)
+    sizes = {
+        "channels": (64, 64, 64, 64), "layers": 1, "head_dim": 32, "context_dim": 8, "map_channels": 32,
+        "spade_hidden": 8, "lr_channels": (64, 64, 64, 64), "lr_heads": 2,
+    }  # fmt: skip
+    denoiser = denoiser_module.Denoiser(
+        denoiser_module.DenoiserConfig.nano(**sizes), ops=operations, empty_text=torch.zeros(1, 2, 8)
+    )
+    vae = vae_module.TemporalVAE(vae_module.VAEConfig.nano(channels=(32, 32)), ops=operations)
+    encoder = encoder_module.SemanticEncoder(encoder_module.SemanticEncoderConfig.nano(image_size=64))
+    for network in (denoiser, vae, encoder):
+        for value in network.parameters():
+            # ComfyUI's layers come without initial values
+            torch.nn.init.normal_(value, 1.0 if value.ndim == 1 else 0.0, 0.05)
+    made = {"denoiser": denoiser, "vae": vae, "encoder": encoder}
+    kinds = {"denoiser": hosting.DENOISER, "vae": hosting.VAE, "encoder": hosting.ENCODER}
+    return {
+        name: hosting.host_component(kinds[name], module, "tiny", torch.float32, {"steps": 2})
+        for name, module in made.items()
+    }
+
+
+def clip(frames: int = 4, height: int = 20, width: int = 24, channels: int = 3) -> torch.Tensor:
+    """A small moving pattern (N,H,W,C) in 0..1."""
+    generator = torch.Generator().manual_seed(frames)
+    picture = torch.rand(height, width + frames, channels, generator=generator)
+    return torch.stack([picture[:, index : index + width] for index in range(frames)])
+
+
+def composed(nodes: dict[str, Any], handles: dict[str, Any], images: torch.Tensor, scale: float = 2.0) -> torch.Tensor:
+    """The result of the graph of single stages."""
+    segments, count = nodes["SeTeVSRSplitSegments"].execute(images, scale, 3, 1, "off").result
+    assert count == len(segments.spans)
+    (semantics, preview) = nodes["SeTeVSREncodeSemantics"].execute(segments, handles["encoder"]).result
+    assert preview.shape == (*images.shape[:3], 3)
+    (latents,) = nodes["SeTeVSREncodeLatents"].execute(segments, handles["vae"]).result
+    (latents,) = nodes["SeTeVSRDenoise"].execute(handles["denoiser"], latents, semantics=semantics, **SAMPLING).result
+    (segments,) = nodes["SeTeVSRTemporalDecode"].execute(latents, segments, handles["vae"], 1.0).result
+    return nodes["SeTeVSRStitchSegments"].execute(segments, "wavelet").result[0]
+
+
+# ---- schemas, pages, translations -----------------------------------------------------------------------------------
+def test_all_nodes_are_there(nodes: dict[str, Any]) -> None:
+    assert set(nodes) == NODE_IDS
+
+
+def test_importing_the_root_package_imports_nothing_of_comfyui() -> None:
+    text = (ROOT / "__init__.py").read_text("utf-8")
+    assert "import" not in text.split("async def comfy_entrypoint")[0].split('"""', 2)[2]
+
+
+def test_every_node_and_every_widget_explains_itself(nodes: dict[str, Any]) -> None:
+    for node_id, node in nodes.items():
+        schema = node.GET_SCHEMA()
+        assert schema.category.split("/")[0] == "SeTe-VSR", node_id
+        assert schema.description, node_id
+        assert schema.display_name.endswith("(SeTe-VSR)"), node_id
+        for entry in schema.inputs:
+            assert entry.tooltip or entry.id == "fourth", f"{node_id}.{entry.id} has no tooltip"
+
+
+def test_every_node_has_a_help_page_that_starts_with_its_name(nodes: dict[str, Any]) -> None:
+    pages = {path.stem: path.read_text("utf-8") for path in (ROOT / "web" / "docs").glob("*.md")}
+    assert set(pages) == set(nodes)
+    for node_id, node in nodes.items():
+        title = node.GET_SCHEMA().display_name.removesuffix(" (SeTe-VSR)")
+        assert pages[node_id].startswith(f"# {title}\n"), node_id
+
+
+@pytest.mark.parametrize("language", sorted(path.name for path in (ROOT / "locales").iterdir()))
+def test_translations_name_exactly_what_the_schemas_have(nodes: dict[str, Any], language: str) -> None:
+    texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
+    assert set(texts) == set(nodes)
+    for node_id, node in nodes.items():
+        schema = node.GET_SCHEMA()
+        assert set(texts[node_id]["inputs"]) == {entry.id for entry in schema.inputs}, node_id
+        assert set(texts[node_id]["outputs"]) == {str(index) for index in range(len(schema.outputs))}, node_id
+        if language == "en":
+            assert texts[node_id]["display_name"] == schema.display_name
+            assert texts[node_id]["description"] == schema.description
+
+
+def test_nodes_register_without_the_optional_packages(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sam2", "hydra", "diffusers", "cv2", "scenedetect", "einops"):
+        for loaded in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+            monkeypatch.delitem(sys.modules, loaded)
+        monkeypatch.setitem(sys.modules, name, None)
+    assert set(list_nodes(load_pack("custom_nodes/SeTe-VSR bare"))) == NODE_IDS
+
+
+def test_keywords_of_newer_versions_are_left_out(pack: ModuleType) -> None:
+    from comfy_api.latest import io
+
+    compat = part(pack, "nodes.compat")
+    assert compat.schema(node_id="x", from_the_future=1).node_id == "x"
+    assert compat.widget(io.Int, "x", default=1, from_the_future=1).default == 1
+
+
+def test_layers_have_weights_under_dynamic_vram(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.memory_management
+
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True, raising=False)
+    layer = part(pack, "nodes.compat").operations().Linear(3, 5)
+    assert layer.weight.shape == (5, 3)
+    layer.load_state_dict({"weight": torch.ones(5, 3), "bias": torch.zeros(5)})
+    assert layer(torch.ones(1, 3)).tolist() == [[3.0] * 5]
+
+
+# ---- workflows ------------------------------------------------------------------------------------------------------
+def is_widget(entry: Any) -> bool:
+    return entry.get_io_type() in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_fits_the_nodes(path: Path, nodes: dict[str, Any]) -> None:
+    workflow = json.loads(path.read_text("utf-8"))
+    by_id = {node["id"]: node for node in workflow["nodes"]}
+    assert any(node["type"] in NODE_IDS for node in by_id.values())
+    for node in by_id.values():
+        if node["type"] in NODE_IDS:
+            schema = nodes[node["type"]].GET_SCHEMA()
+            widgets = [entry for entry in schema.inputs if is_widget(entry)]
+            seeds = sum(bool(getattr(entry, "control_after_generate", None)) for entry in widgets)
+            assert len(node["widgets_values"]) == len(widgets) + seeds, node["type"]
+            assert node["properties"]["Node name for S&R"] == node["type"]
+            assert {entry["name"] for entry in node["inputs"]} <= {entry.id for entry in schema.inputs}
+    for link, source, output, target, slot, kind in workflow["links"]:
+        assert link in by_id[source]["outputs"][output]["links"]
+        assert by_id[target]["inputs"][slot]["link"] == link
+        assert by_id[source]["outputs"][output]["type"] == kind
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_is_laid_out_without_overlaps(path: Path) -> None:
+    nodes = json.loads(path.read_text("utf-8"))["nodes"]
+    title = 30  # a node's title bar lies above its position
+    boxes = [(*node["pos"], node["pos"][0] + node["size"][0], node["pos"][1] + node["size"][1]) for node in nodes]
+    for index, (left, top, right, bottom) in enumerate(boxes):
+        for other, (other_left, other_top, other_right, other_bottom) in enumerate(boxes[:index]):
+            beside = right <= other_left or other_right <= left
+            assert beside or bottom <= other_top - title or other_bottom <= top - title, (
+                f"{nodes[index]['type']} lies on {nodes[other]['type']}"
+            )
+
+
+# ---- the same bits by every way -------------------------------------------------------------------------------------
+@torch.inference_mode()
+@pytest.mark.parametrize("channels", [3, 4])
+def test_composed_graph_and_single_node_give_the_same_bits(
+    nodes: dict[str, Any], handles: dict[str, Any], channels: int
+) -> None:
+    images = clip(channels=channels)
+    settings = {**SAMPLING, "length": 3, "overlap": 1, "scene_cuts": "off", **handles}
+    one, audio, info = nodes["SeTeVSRUpscaleImages"].execute(
+        images, "none needed", 2.0, audio="sound", video_info="info", **settings
+    ).result
+    assert one.shape == (4, 40, 48, channels)
+    assert (audio, info) == ("sound", "info")
+    assert torch.equal(composed(nodes, handles, images), one)
+
+
+@torch.inference_mode()
+def test_latents_follow_comfyuis_scale_and_carry_changes(
+    nodes: dict[str, Any], handles: dict[str, Any], pack: ModuleType
+) -> None:
+    payloads = part(pack, "nodes.payloads")
+    segments, _ = nodes["SeTeVSRSplitSegments"].execute(clip(), 2.0, 3, 1, "off").result
+    (latent,) = nodes["SeTeVSREncodeLatents"].execute(segments, handles["vae"]).result
+    note = payloads.read_latent(latent, wanted_from="x")
+    assert torch.allclose(latent["samples"] * note.factor, note.scaled)
+    changed = payloads.read_latent({**latent, "samples": latent["samples"] + 1}, wanted_from="x")
+    assert torch.allclose(changed.scaled, note.scaled + note.factor, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_upscale_video_keeps_count_rate_size_and_sound(
+    nodes: dict[str, Any], handles: dict[str, Any], pack: ModuleType
+) -> None:
+    from comfy_api.latest import InputImpl, Types
+
+    sound = {"waveform": torch.sin(torch.arange(12000) / 20)[None, None].repeat(1, 2, 1), "sample_rate": 24000}
+    rate = Fraction(30000, 1001)
+    source = InputImpl.VideoFromComponents(Types.VideoComponents(images=clip(5), audio=sound, frame_rate=rate))
+    settings = {**SAMPLING, "sampler": "none (decoder only)", "length": 3, "overlap": 1, "scene_cuts": "off", **handles}
+    (video,) = nodes["SeTeVSRUpscaleVideo"].execute(source, "none needed", 2.0, **settings).result
+    parts = video.get_components()
+    assert parts.images.shape == (5, 40, 48, 3)
+    assert parts.frame_rate == rate
+    assert parts.audio["sample_rate"] == 24000
+    # A file is read frame by frame instead; trimming is ComfyUI's own.
+    trimmed = InputImpl.VideoFromFile(video.get_stream_source(), start_time=float(2 / rate), duration=float(2 / rate))
+    with part(pack, "nodes.media").open_video(trimmed) as stream:
+        assert len(list(stream.frames)) == len(trimmed.get_components().images)
+        assert stream.frame_rate == rate
+
+
+def test_sample_and_degraded_video(nodes: dict[str, Any]) -> None:
+    (reference,) = nodes["SeTeVSRSampleVideo"].execute("reference").result
+    (bad,) = nodes["SeTeVSRSampleVideo"].execute("low quality").result
+    width, height = reference.get_dimensions()
+    assert bad.get_dimensions() == (width // 4, height // 4)
+    assert bad.get_frame_count() == reference.get_frame_count()
+
+
+# ---- wrong inputs ---------------------------------------------------------------------------------------------------
+@torch.inference_mode()
+def test_mixed_up_inputs_are_refused_in_one_sentence(
+    nodes: dict[str, Any], handles: dict[str, Any], pack: ModuleType
+) -> None:
+    wrong = part(pack, "setevsr_core.errors").InputError
+    split = nodes["SeTeVSRSplitSegments"].execute
+    segments, other = split(clip(), 2.0, 3, 1, "off").result[0], split(1 - clip(), 2.0, 3, 1, "off").result[0]
+    larger = split(clip(), 3.0, 3, 1, "off").result[0]
+    (latents,) = nodes["SeTeVSREncodeLatents"].execute(segments, handles["vae"]).result
+    semantics = nodes["SeTeVSREncodeSemantics"].execute(other, handles["encoder"]).result[0]
+    decode, denoise = nodes["SeTeVSRTemporalDecode"].execute, nodes["SeTeVSRDenoise"].execute
+    with pytest.raises(wrong, match="different videos .both 4 frames of 24x20, but not the same pictures"):
+        decode(latents, other, handles["vae"])
+    with pytest.raises(wrong, match="planned differently"):
+        decode(latents, larger, handles["vae"])
+    with pytest.raises(wrong, match="Semantics and latents come from different videos"):
+        denoise(handles["denoiser"], latents, semantics=semantics, **SAMPLING)
+    with pytest.raises(wrong, match="connect the output of 'Encode Latents'"):
+        denoise(handles["denoiser"], {"samples": torch.zeros(4, 4, 8, 8)}, **SAMPLING)
+    with pytest.raises(wrong, match="do not cut, repeat or resize"):
+        decode({**latents, "samples": latents["samples"][:2]}, segments, handles["vae"])
+    with pytest.raises(wrong, match="not decoded yet"):
+        nodes["SeTeVSRStitchSegments"].execute(segments)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(0, 8, 8, 3), "'images'.*no frames"),
+        (torch.full((1, 8, 8, 3), float("nan")), "'images'.*frame 0 contains NaN"),
+        (torch.zeros(1, 8, 8, 1), "'images'.*shape"),
+    ],
+)
+def test_unusable_images_are_refused(pack: ModuleType, nodes: dict[str, Any], images: Any, message: str) -> None:
+    with pytest.raises(part(pack, "setevsr_core.errors").InputError, match=message):
+        nodes["SeTeVSRUpscaleImages"].execute(images, "nano", 4.0, seed=0)
+
+
+def test_missing_weights_name_the_folder(pack: ModuleType, nodes: dict[str, Any]) -> None:
+    folders, errors = part(pack, "nodes.folders"), part(pack, "setevsr_core.errors")
+    assert folders.own_folder().name == "setevsr"
+    with pytest.raises(errors.CheckpointError, match=r"semantic encoder; put it into .*setevsr"):
+        nodes["SeTeVSRLoadSemanticEncoder"].execute(folders.NO_FILE)
+
+
+def test_weights_are_found_and_a_wrong_one_is_named(pack: ModuleType, nodes: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    folders, errors = part(pack, "nodes.folders"), part(pack, "setevsr_core.errors")
+    folder = folders.own_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"lora_up.weight": torch.zeros(1)}, folder / "wrong.safetensors")
+    assert "wrong.safetensors" in folders.weight_files("denoiser")
+    with pytest.raises(errors.CheckpointError, match="wrong.safetensors is a LoRA"):
+        nodes["SeTeVSRLoadDenoiser"].execute("wrong.safetensors")
+
+
+@torch.inference_mode()
+def test_own_preset_loads_by_name_and_is_read_again_when_it_changes(
+    pack: ModuleType, nodes: dict[str, Any], handles: dict[str, Any]
+) -> None:
+    import os
+
+    checkpoints, folders = part(pack, "setevsr_core.checkpoints"), part(pack, "nodes.folders")
+    folder = folders.own_folder() / "mine"
+    folder.mkdir(parents=True)
+    checkpoints.save_native(handles["denoiser"].module, folder / "denoiser.safetensors")
+    checkpoints.save_native(handles["vae"].module, folder / "vae.safetensors")
+    (folder / "config.json").write_text(json.dumps({"name": "mine", "defaults": {"steps": 7}}), "utf-8")
+    assert "mine" in folders.preset_names("nano")
+    assert "mine/denoiser.safetensors" not in folders.weight_files("denoiser")
+    denoiser, vae, encoder = nodes["SeTeVSRLoadPreset"].execute("mine").result
+    assert (denoiser.defaults, vae.kind, encoder) == ({"steps": 7}, "vae", None)
+    assert nodes["SeTeVSRLoadPreset"].execute("mine").result[0] is denoiser
+    os.utime(folder / "config.json", ns=(1, 2**62))
+    assert nodes["SeTeVSRLoadPreset"].execute("mine").result[0] is not denoiser
+
+
+def test_a_result_that_does_not_fit_points_to_the_video_node(pack: ModuleType) -> None:
+    checks, errors = part(pack, "nodes.checks"), part(pack, "setevsr_core.errors")
+    assert checks.result_bytes(10, (100, 200), 3) == 10 * 100 * 200 * 3 * 4
+    checks.require_memory(10, (100, 200), 3, available=2_700_000)
+    with pytest.raises(errors.InputError, match="10 frames of 200x100.*use 'Upscale Video'"):
+        checks.require_memory(10, (100, 200), 3, available=2_600_000)
+
+
+# ---- memory and cancel ----------------------------------------------------------------------------------------------
+def test_out_of_memory_halves_the_tile_and_cancel_passes(pack: ModuleType) -> None:
+    import comfy.model_management as management
+
+    compat = part(pack, "nodes.compat")
+    tried: list[int] = []
+
+    def needs_small(tile: int) -> str:
+        tried.append(tile)
+        if tile == 0 or tile > 24:
+            raise MemoryError
+        return "done"
+
+    assert compat.retry_smaller(needs_small, 0, smallest=16, start_at=72) == "done"
+    assert tried == [0, 72, 32, 16]
+
+    def always(error: type[BaseException]) -> Any:
+        def run(tile: int) -> None:
+            tried.append(tile)
+            raise error
+
+        return run
+
+    for error, tries in ((MemoryError, 3), (management.InterruptProcessingException, 1), (ValueError, 1)):
+        tried.clear()
+        with pytest.raises(error):
+            compat.retry_smaller(always(error), 64, smallest=16, start_at=64)
+        assert len(tried) == tries
+
+
+@torch.inference_mode()
+def test_cancel_stops_a_run(nodes: dict[str, Any], handles: dict[str, Any]) -> None:
+    import comfy.model_management as management
+
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        nodes["SeTeVSRUpscaleImages"].execute(clip(), "none needed", 2.0, **SAMPLING, **handles)
+
+
+def test_preset_decides_what_is_left_open(pack: ModuleType) -> None:
+    choices, widgets = part(pack, "nodes.choices"), part(pack, "nodes.widgets")
+    open_choices = choices.sampling_choices(steps=0, sampler=widgets.PRESETS_OWN, strength=0.0)
+    settings = choices.resolved(open_choices, {"steps": 9, "sampler": "ddim", "strength": 0.5})
+    assert (settings.steps, settings.sampler, settings.strength) == (9, "ddim", 0.5)
+    assert choices.sampling_choices(steps=20, sampler=widgets.DECODER_ONLY, strength=1.0)["steps"] == 0
+    assert set(widgets.SAMPLERS[1:-1]) == set(part(pack, "setevsr_core.sampling.samplers").SAMPLERS)
+    assert set(widgets.COLOURS) == set(part(pack, "setevsr_core.video.colour").METHODS)
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+def test_compare_puts_pictures_beside_each_other(nodes: dict[str, Any]) -> None:
+    small, large = torch.zeros(3, 10, 20, 3), torch.ones(1, 40, 80, 4)
+    (image,) = nodes["SeTeVSRCompare"].execute(small, large, "a, b", zoom=2.0).result
+    label, crop, gap = 16, 20, 4
+    assert image.shape == (3, label + 40 + gap + crop, 80 + gap + 80, 3)
+    assert image[:, label : label + 40, :80].max() == 0
+    assert image[:, label : label + 40, 84:].min() == 1
+    (single,) = nodes["SeTeVSRCompare"].execute(small, large, frame=2, zoom=0.0, direction="column").result
+    assert single.shape == (1, 2 * (label + 40) + gap, 80, 3)
+
+
+def test_compare_refuses_unequal_batches(pack: ModuleType, nodes: dict[str, Any]) -> None:
+    with pytest.raises(part(pack, "setevsr_core.errors").InputError, match="'2' has 2 frames, another has 3"):
+        nodes["SeTeVSRCompare"].execute(torch.zeros(3, 8, 8, 3), torch.zeros(2, 8, 8, 3))
+    with pytest.raises(part(pack, "setevsr_core.errors").InputError, match="frame 5 does not exist: 'first' has 3"):
+        nodes["SeTeVSRCompare"].execute(torch.zeros(3, 8, 8, 3), torch.zeros(3, 8, 8, 3), frame=5)
+
+
+def test_like_meanings_get_like_colours(pack: ModuleType) -> None:
+    embeddings = torch.zeros(2, 8, 2, 2)
+    embeddings[:, 0, 0], embeddings[:, 1, 1] = 1.0, 1.0
+    picture = part(pack, "nodes.pictures").principal_colours(embeddings, (4, 6))
+    assert picture.shape == (2, 4, 6, 3)
+    assert torch.equal(picture[0], picture[1])
+    assert (picture[0, 0] - picture[0, 0, 0]).abs().max() < 1e-5
+    assert (picture[0, 0, 0] - picture[0, 3, 0]).abs().max() > 0.9
