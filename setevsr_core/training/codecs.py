@@ -18,6 +18,13 @@ _SMALLEST_SIDE = 16
 _ENCODERS = {"libx264": "libx264", "h264": "libx264", "mpeg4": "mpeg4"}
 """`h264` is FFmpeg's name for its first H.264 encoder; pinned to x264 so that bytes do not depend on the build."""
 
+# RGB 0..255 -> Y'CbCr code values of BT.601 in the limited range that video uses (Y 16..235, Cb and Cr 16..240).
+_TO_YCBCR = np.array(
+    [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]], dtype=np.float32
+) / np.float32(255)
+_OFFSET = np.array([16, 128, 128], dtype=np.float32)
+_FROM_YCBCR = np.linalg.inv(_TO_YCBCR.astype(np.float64)).astype(np.float32)
+
 _DECODERS = {"libx264": "h264", "h264": "h264", "mpeg4": "mpeg4"}
 
 
@@ -53,19 +60,19 @@ def video(frames: Iterable[np.ndarray], codec: str, bits_per_frame: int) -> Iter
         elif frame.shape[:2] != (height, width):
             frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
         border = ((0, _padded(height) - height), (0, _padded(width) - width), (0, 0))
-        picture = av.VideoFrame.from_ndarray(np.pad(to_uint8(frame), border, mode="edge"), format="rgb24")
-        picture = picture.reformat(format="yuv420p", interpolation="AREA")
+        planes = rgb_to_planes(np.pad(frame, border, mode="edge"))
+        picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
         picture.pts = given
         given += 1
         for packet in encoder.encode(picture):
             for decoded in decoder.decode(packet):
-                yield _to_rgb(decoded, height, width)
+                yield planes_to_rgb(decoded.to_ndarray(format="yuv420p"))[:height, :width]
                 returned += 1
     if encoder is None or decoder is None:
         return
     for packet in [*encoder.encode(None), None]:
         for decoded in decoder.decode(packet):
-            yield _to_rgb(decoded, height, width)
+            yield planes_to_rgb(decoded.to_ndarray(format="yuv420p"))[:height, :width]
             returned += 1
     if returned != given:
         raise VideoError(f"the {codec} codec returned {returned} of {given} frames; use another FFmpeg build (PyAV).")
@@ -93,10 +100,34 @@ def _open(av, codec: str, size: tuple[int, int], bits_per_frame: int):
     if _ENCODERS[codec] == "libx264":
         # x264's macroblock tree reads past small frames in its SIMD code: the bytes would depend on freed memory.
         encoder.options = {"x264-params": "mbtree=0"}
+    else:
+        # Left alone, FFmpeg's MPEG-4 starts near its best quality and learns the rate only over many frames.
+        encoder.options = {"maxrate": str(encoder.bit_rate), "bufsize": str(4 * encoder.bit_rate)}
     decoder = av.CodecContext.create(_DECODERS[codec], "r")
     decoder.thread_count = 1
     return encoder, decoder
 
 
-def _to_rgb(decoded, height: int, width: int) -> np.ndarray:
-    return decoded.to_ndarray(format="rgb24")[:height, :width].astype(np.float32)
+def rgb_to_planes(frame: np.ndarray) -> np.ndarray:
+    """RGB (H, W, 3) 0..255 with even sides -> 4:2:0 planes stacked as (H * 3/2, W) uint8, PyAV's layout.
+
+    Written out because FFmpeg's fast conversions round down and place chroma differently on the way back: each
+    pass would darken and shift colours, and a network trained on that learns to undo it.
+    """
+    cv2 = require("cv2", "opencv-python-headless", "degrading frames")
+    height, width = frame.shape[:2]
+    codes = np.clip(frame, 0, 255).astype(np.float32) @ _TO_YCBCR.T + _OFFSET
+    chroma = cv2.resize(codes[..., 1:], (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    return np.concatenate([to_uint8(codes[..., 0]), to_uint8(chroma).transpose(2, 0, 1).reshape(-1, width)])
+
+
+def planes_to_rgb(planes: np.ndarray) -> np.ndarray:
+    """The inverse of `rgb_to_planes`: float32 (H, W, 3) RGB in 0..255, chroma interpolated linearly."""
+    cv2 = require("cv2", "opencv-python-headless", "degrading frames")
+    height, width = planes.shape[0] * 2 // 3, planes.shape[1]
+    chroma = planes[height:].reshape(2, height // 2, width // 2)
+    codes = np.empty((height, width, 3), np.float32)
+    codes[..., 0] = planes[:height]
+    for i in (0, 1):
+        codes[..., i + 1] = cv2.resize(chroma[i].astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.clip((codes - _OFFSET) @ _FROM_YCBCR.T, 0, 255)

@@ -17,6 +17,9 @@ from ..errors import InputError, VideoError, require
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi"}
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png"}
+_EXACT = 0x4 | 0x2000 | 0x40000
+"""Flags of FFmpeg's scaler: bicubic chroma, all of it, rounded to nearest; the fast default darkens by one level."""
+
 CUT_THRESHOLD = 28.0
 """Mean absolute change (0..255) between thumbnails of neighbouring frames that counts as a scene cut."""
 
@@ -68,7 +71,7 @@ def read_window(path: Path, position: float, length: int) -> list[np.ndarray]:
             for frame in container.decode(stream):
                 if frame.pts is not None and frame.pts < wanted:
                     continue
-                frames.append(frame.to_ndarray(format="rgb24"))
+                frames.append(frame.to_ndarray(format="rgb24", interpolation=_EXACT))
                 if len(frames) == length:
                     break
             return frames
