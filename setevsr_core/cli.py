@@ -21,6 +21,7 @@ from .errors import SeTeVSRError
 COMMANDS = {
     "restore": (".restore_command", "restore and enlarge a video"),
     "degrade": (".training.degrade_command", "make a bad video out of a good one, as for training"),
+    "pack": (".training.pack_command", "prepare training data from folders of videos and photographs"),
     "train": (".training.train_command", "train the parts of the model"),
     "evaluate": (".evaluation.evaluate_command", "measure results against originals"),
     "convert": (".checkpoints.commands", "turn a checkpoint into this project's own format"),

@@ -29,8 +29,18 @@ def zero_new_modules(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def zero_residual(vae: TemporalVAE) -> None:
-    """Zero the last convolution of a residual VAE: its untrained decoder then returns the encoder's pixels."""
+def start_vae(vae: TemporalVAE) -> None:
+    """Start values of a VAE that is trained from scratch.
+
+    The posterior starts narrow (log-variance -4 everywhere): with PyTorch's default it starts as wide as a standard
+    normal, which drowns the latents, and the decoder first learns to ignore them. A residual VAE's last convolution
+    starts at zero: its decoder then returns the encoder's pixels.
+    """
+    latents = vae.config.latent_channels
+    bias = vae.quant_conv.bias
+    assert bias is not None
+    vae.quant_conv.weight[latents:] = 0
+    bias[latents:] = -4
     if vae.config.residual:
         for parameter in vae.decoder.conv_out.parameters():
             parameter.zero_()

@@ -101,7 +101,7 @@ def _dataset(args: argparse.Namespace, settings: TrainSettings) -> Any:
 def _stage(args: argparse.Namespace, settings: TrainSettings) -> Stage:
     import torch
 
-    from ..networks.initialise import zero_residual
+    from ..networks.initialise import start_vae
     from ..networks.temporal_vae import TemporalVAE, VAEConfig
     from .denoiser_stages import DenoiserStage, SemanticStage, VGGTeacher
     from .losses import PerceptualLoss
@@ -120,7 +120,7 @@ def _stage(args: argparse.Namespace, settings: TrainSettings) -> Stage:
     if args.stage == "vae":
         vae = _load("vae", args.vae, device) if args.vae else TemporalVAE(getattr(VAEConfig, args.size)()).to(device)
         if not args.vae:
-            zero_residual(vae)
+            start_vae(vae)
         return VAEStage(vae, pixel_loss(), adversary())
     if args.stage == "semantic":
         from ..networks.semantic_encoder import SemanticEncoder, SemanticEncoderConfig
