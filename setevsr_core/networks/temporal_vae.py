@@ -258,7 +258,11 @@ class Decoder(nn.Module):
         # The numbers in these names count levels from the finest, as the released checkpoints do.
         for level in config.fusion_levels:
             self.add_module(f"fusion_layer_{level}", Fusion(channels[level], config.growth, **kw))
-        self.conv_norm_out = ops.GroupNorm(32, channels[0], eps=1e-6, dtype=dtype, device=device)
+        # A residual decoder has no last norm: while its corrections are still bad, training would silence them all by
+        # one huge activation in a corner, which the norm spreads over the frame, and never come back from there.
+        self.conv_norm_out = nn.Identity() if config.residual else ops.GroupNorm(
+            32, channels[0], eps=1e-6, dtype=dtype, device=device
+        )
         self.conv_out = ops.Conv2d(channels[0], 3 * config.patch**2, 3, padding=1, dtype=dtype, device=device)
 
     def forward(self, latents: Tensor, features: list[Tensor] | None, num_frames: int, fusion: float) -> Tensor:
