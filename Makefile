@@ -7,7 +7,8 @@
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
-PIP    := $(PY) -m pip --disable-pip-version-check
+# A stalled download is tried again soon; byte code is made at first import, most of it never.
+PIP    := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile --timeout 30 --retries 10
 STAMPS := $(VENV)/.stamps
 TORCH  := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
 
@@ -40,15 +41,15 @@ $(STAMPS)/venv:
 
 # torchvision and torchaudio must match torch: ComfyUI imports all three.
 $(STAMPS)/torch: $(STAMPS)/venv
-	$(PY) -c "import torch, torchvision, torchaudio" 2>/dev/null || $(PIP) install --quiet $(TORCH)
+	$(PY) -c "import torch, torchvision, torchaudio" 2>/dev/null || $(PIP) $(TORCH)
 	@touch $@
 
 # sam2 is built against the torch that is there; a build environment of its own would fetch torch a second time.
 $(STAMPS)/packages: $(STAMPS)/torch pyproject.toml requirements.txt
-	$(PIP) install --quiet setuptools wheel
+	$(PIP) setuptools wheel
 	$(PY) -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('sam2') is None)" || \
-	    SAM2_BUILD_CUDA=0 $(PIP) install --quiet --no-build-isolation sam2
-	$(PIP) install --quiet --editable ".[dev]"
+	    SAM2_BUILD_CUDA=0 $(PIP) --no-build-isolation sam2
+	$(PIP) --editable ".[dev]"
 	@touch $@
 
 $(STAMPS)/comfyui: $(STAMPS)/packages tools/install_comfyui.py

