@@ -124,11 +124,15 @@ def intermediate_options() -> dict[str, Any]:
 
 
 def trim_window(video: Any) -> tuple[float, float | None]:
-    """(start, duration or None) in seconds of a VIDEO; versions without trimming give the whole video."""
-    if not hasattr(video, "get_active_trim_window"):
-        return 0.0, None
-    start, duration = video.get_active_trim_window()
-    return float(start), (float(duration) if duration else None)
+    """(start, duration or None: to the end) in seconds of the part of a VIDEO file that 'Trim Video' has left."""
+    if hasattr(video, "get_active_trim_window"):
+        start, duration = video.get_active_trim_window()
+    else:  # versions before 0.20 can trim too, but do not say how
+        start = getattr(video, "_VideoFromFile__start_time", 0.0)
+        duration = getattr(video, "_VideoFromFile__duration", 0.0)
+        if start < 0:  # counted from the end
+            start = max(video._get_raw_duration() + start, 0.0)
+    return float(start), float(duration) or None
 
 
 def is_file_video(video: Any) -> bool:

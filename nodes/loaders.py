@@ -35,8 +35,12 @@ def load_component(kind: str, path: str, name: str, precision: str, **options: A
 def load_preset(name: str, precision: str) -> tuple[ComponentHandle, ComponentHandle, ComponentHandle | None]:
     """(denoiser, VAE, semantic encoder or None) of a preset; the one used last is kept: a second run starts at once."""
     folder = folders.preset_folder(name)
-    stamp = max(path.stat().st_mtime_ns for path in (folder, *folder.iterdir()))
-    return _load_preset(folder, precision, stamp)
+    return _load_preset(folder, precision, preset_stamp(folder))
+
+
+def preset_stamp(folder: Path) -> int:
+    """Changes when a preset on disk does: the newest time stamp of its files."""
+    return max(path.stat().st_mtime_ns for path in (folder, *folder.iterdir()))
 
 
 @lru_cache(maxsize=1)
@@ -74,6 +78,10 @@ class LoadPreset(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, preset: str, **others: Any) -> int:
+        return preset_stamp(folders.preset_folder(preset))
+
+    @classmethod
     def execute(cls, preset: str, precision: str = "auto") -> io.NodeOutput:
         return io.NodeOutput(*load_preset(preset, precision))
 
@@ -106,6 +114,10 @@ class LoadDenoiser(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file: str, **others: Any) -> int:
+        return Path(folders.find_weights(DENOISER, file)).stat().st_mtime_ns
+
+    @classmethod
     def execute(cls, file: str, precision: str = "auto", head_dim: int = 64, lr_heads: int = 4) -> io.NodeOutput:
         path = folders.find_weights(DENOISER, file)
         return io.NodeOutput(load_component(DENOISER, path, file, precision, head_dim=head_dim, lr_heads=lr_heads))
@@ -126,6 +138,10 @@ class LoadTemporalVAE(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, file: str, **others: Any) -> int:
+        return Path(folders.find_weights(VAE, file)).stat().st_mtime_ns
+
+    @classmethod
     def execute(cls, file: str, precision: str = "auto") -> io.NodeOutput:
         return io.NodeOutput(load_component(VAE, folders.find_weights(VAE, file), file, precision))
 
@@ -142,6 +158,10 @@ class LoadSemanticEncoder(io.ComfyNode):
             inputs=[widgets.weight_file(ENCODER, "models/setevsr or models/sam2"), widgets.precision()],
             outputs=[sockets.SemanticEncoder.Output("encoder")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **others: Any) -> int:
+        return Path(folders.find_weights(ENCODER, file)).stat().st_mtime_ns
 
     @classmethod
     def execute(cls, file: str, precision: str = "auto") -> io.NodeOutput:
