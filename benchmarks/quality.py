@@ -53,7 +53,7 @@ def load_clip(path: Path, seed: int, frames: int, scale: int = 4) -> Clip:
 
 
 def bicubic(clip: Clip) -> Tensor:
-    return upscale_bicubic(clip.lr.movedim(-1, 1), tuple(clip.hr.shape[1:3])).movedim(1, -1)
+    return upscale_bicubic(clip.lr.movedim(-1, 1), size=tuple(clip.hr.shape[1:3])).movedim(1, -1)
 
 
 def measure(result: Tensor, clip: Clip, lpips: LPIPS, seconds: float) -> dict[str, float]:
