@@ -45,7 +45,7 @@ def load_clip(path: Path, seed: int, frames: int, scale: int = 4) -> Clip:
     video = (video * 255).round().astype(np.uint8)
     if video.shape[1] >= 700:
         video = np.stack([cv2.resize(frame, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for frame in video])
-    height, width = (min(limit, side // 64 * 64) for side, limit in zip(video.shape[1:3], (384, 512)))
+    height, width = (min(limit, side // 64 * 64) for side, limit in zip(video.shape[1:3], (384, 512), strict=False))
     top, left = (video.shape[1] - height) // 2, (video.shape[2] - width) // 2
     hr = np.ascontiguousarray(video[:, top : top + height, left : left + width])
     lr = Degradation()(hr, seed, scale)
@@ -53,7 +53,7 @@ def load_clip(path: Path, seed: int, frames: int, scale: int = 4) -> Clip:
 
 
 def bicubic(clip: Clip) -> Tensor:
-    return upscale_bicubic(clip.lr.movedim(-1, 1), size=tuple(clip.hr.shape[1:3])).movedim(1, -1)
+    return upscale_bicubic(clip.lr.movedim(-1, 1), size=(clip.hr.shape[1], clip.hr.shape[2])).movedim(1, -1)
 
 
 def measure(result: Tensor, clip: Clip, lpips: LPIPS, seconds: float) -> dict[str, float]:

@@ -90,8 +90,8 @@ class LREncoder(nn.Module):
         features = []
         for level in self.down_blocks:
             x = level(x, time)
-            if len(level.downsamplers):
+            for downsample in level.downsamplers:  # type: ignore[union-attr]
                 features.append(x)
-                x = level.downsamplers[0](x)
+                x = downsample(x)
         features.append(self.mid_block(x, time))
         return [tap(feature, time) for tap, feature in zip(self.taps, features, strict=True)]

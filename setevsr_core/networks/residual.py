@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+
 class SPADE(nn.Module):
     """Spatially adaptive normalisation: GroupNorm(x) * (1 + gamma(map)) + beta(map), after MGLD-VSR.
 

@@ -27,8 +27,7 @@ class SemanticKeys:
         """Keep the tokens that touch the region given as fractions 0..1 of the frame (at least one token)."""
 
         def cut(x: Tensor) -> Tensor:
-            rows, columns = (_token_range(a, b, n) for a, b, n in ((top, bottom, x.shape[1]), (left, right, x.shape[2])))
-            return x[:, rows, columns]
+            return x[:, _token_range(top, bottom, x.shape[1]), _token_range(left, right, x.shape[2])]
 
         return SemanticKeys(tuple(None if site is None else (cut(site[0]), cut(site[1])) for site in self.sites))
 

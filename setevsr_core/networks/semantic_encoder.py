@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import require
+from .config import Config
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -27,7 +29,7 @@ SAM2_SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class SemanticEncoderConfig:
+class SemanticEncoderConfig(Config):
     """Sizes of the Hiera encoder. image_size: frames are resized to this square (aspect not kept, as SAM 2 does)."""
 
     embed_dim: int = 96
@@ -48,14 +50,6 @@ class SemanticEncoderConfig:
         sizes: dict[str, Any] = {"embed_dim": 32, "heads": 1, "stages": (1, 1, 2, 1), "global_blocks": (3,),
                                  "windows": (8, 4, 8, 4), "image_size": 256}
         return cls(**{**sizes, **changes})
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> SemanticEncoderConfig:
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
 
 
 @contextmanager

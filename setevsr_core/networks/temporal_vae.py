@@ -7,7 +7,7 @@ with `temporal` and `fusion` off.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .baseline_temporal import TemporalConv
+from .config import Config
 
 
 @dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(Config):
     """Sizes of the autoencoder.
 
     patch: pixels are folded (`pixel_unshuffle`) by this factor before the first convolution and unfolded after the
@@ -53,14 +54,6 @@ class VAEConfig:
         sizes: dict[str, Any] = {"channels": (96, 128), "patch": 4, "mid_attention": False, "fusion_levels": (0, 1),
                                  "growth": 16, "residual": True}
         return cls(**{**sizes, **changes})
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> VAEConfig:
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
 
 
 class ResnetBlock(nn.Module):
@@ -201,10 +194,11 @@ class DenseBlock(nn.Module):
             self.add_module(f"conv{i + 1}", ops.Conv2d(channels + i * growth, width, 3, padding=1, **kw))
 
     def forward(self, x: Tensor) -> Tensor:
+        *growing, last = (getattr(self, f"conv{i + 1}") for i in range(5))
         seen = [x]
-        for i in range(4):
-            seen.append(F.leaky_relu(getattr(self, f"conv{i + 1}")(torch.cat(seen, dim=1)), 0.2))
-        return x + 0.2 * getattr(self, "conv5")(torch.cat(seen, dim=1))
+        for conv in growing:
+            seen.append(F.leaky_relu(conv(torch.cat(seen, dim=1)), 0.2))
+        return x + 0.2 * last(torch.cat(seen, dim=1))
 
 
 class Fusion(nn.Module):

@@ -5,7 +5,7 @@ Module names are diffusers' for all that SD 2.1 has, so its weights map one to o
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from .baseline_temporal import TemporalAttention, TemporalConv
+from .config import Config
 from .layers import TimeEmbedding
 from .residual import Downsample, ResidualBlock, Upsample
 from .spatial_transformer import AttentionSite, KeysValues, SiteModules
@@ -22,7 +23,7 @@ Sites = Literal["all", "up", "mid", "none"]
 
 
 @dataclass(frozen=True)
-class DenoiserConfig:
+class DenoiserConfig(Config):
     """Sizes of the U-Net and of the LR encoder. `*_sites`: which attention sites carry a module."""
 
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -55,14 +56,6 @@ class DenoiserConfig:
             "lr_channels": (64, 64, 64, 64), "lr_layers": 1, "baseline_temporal": False,
         }
         return cls(**{**sizes, **changes})
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DenoiserConfig:
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
 
     @property
     def spade_sizes(self) -> tuple[int, int] | None:
@@ -146,10 +139,12 @@ class MidBlock(nn.Module):
         x = self.resnets[0](x, c.time, lr_map)
         if len(self.temporal_convs):
             x = self.temporal_convs[0](x, c.num_frames)
-        x = self.attentions[0](x, c.text[self.site], c.semantics[self.site])
+        site = self.attentions[0]
+        assert isinstance(site, AttentionSite)
+        x = site(x, c.text[self.site], c.semantics[self.site])
         if len(self.temporal_attentions):
             x = self.temporal_attentions[0](x, c.num_frames)
-        x = self.attentions[0].after(x, c.num_frames)
+        x = site.after(x, c.num_frames)
         x = self.resnets[1](x, c.time, lr_map)
         if len(self.temporal_convs):
             x = self.temporal_convs[1](x, c.num_frames)

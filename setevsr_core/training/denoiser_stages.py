@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,14 @@ from ..networks.denoiser import Denoiser
 from ..networks.semantic_encoder import IMAGENET_MEAN, IMAGENET_STD, SemanticEncoder
 from ..networks.temporal_vae import TemporalVAE
 from ..sampling.schedules import NUM_TRAIN_TIMESTEPS, abar
-from .trainer import Batch
+from .trainer import Batch, Stage
 from .vae_stages import enlarge
 
 NEW_IN_STAGE_2 = ("temporal_transformer.", "temporal_spatial.")
 TRAINED_WITH_SD21 = ("semantic_attention.", ".spade.", "lr_encoder.")
 
 
-class DenoiserStage:
+class DenoiserStage(Stage):
     """Epsilon-MSE (paper Eq. 1) of the denoiser on latents of the frozen VAE.
 
     stage1: no temporal modules take part; the timestep is drawn per frame. What learns: everything (`trains="all"`,
@@ -80,9 +81,6 @@ class DenoiserStage:
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
         return {"eps_mse": F.mse_loss(self._predict(noisy, timesteps, lr_latents, semantics, frames), noise)}
 
-    def after_step(self, batch: Batch, step: int) -> dict[str, float]:
-        return {}
-
     @torch.no_grad()
     def finish(self, next_batch: Callable[[], Batch]) -> dict[str, Any]:
         """Loss of the averaged weights on fixed batches, to compare runs."""
@@ -101,15 +99,9 @@ class DenoiserStage:
         decode = [self.vae.decode(x / scale, features, num_frames=count) for x in (lr_latents, latents)]
         return [enlarged, *decode, batch.hr[:count]]
 
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        pass
-
 
 class VGGTeacher(nn.Module):
-    """Deep features of clean frames: VGG16 up to relu4_3, 512 channels at an eighth of the size, per-position normed."""
+    """Deep features of clean frames: VGG16 up to relu4_3, 512 channels at an eighth of the size, each of norm 1."""
 
     def __init__(self, weights: Path | None):
         super().__init__()
@@ -128,7 +120,7 @@ class VGGTeacher(nn.Module):
         return F.normalize(features.float(), dim=1)
 
 
-class SemanticStage:
+class SemanticStage(Stage):
     """A small Hiera encoder learns to see through degradation: from the degraded frame to features of the clean one.
 
     The teacher's features (of the clean frame, resized so that both grids agree) are predicted by a linear head from
@@ -153,18 +145,6 @@ class SemanticStage:
         similarity = F.cosine_similarity(self.head(embedding).float(), target, dim=1)
         return {"cosine": 1 - similarity.mean()}
 
-    def after_step(self, batch: Batch, step: int) -> dict[str, float]:
-        return {}
-
     @torch.no_grad()
     def finish(self, next_batch: Callable[[], Batch]) -> dict[str, Any]:
         return {"final_cosine": sum(float(self.losses(next_batch())["cosine"]) for _ in range(8)) / 8}
-
-    def sample(self, batch: Batch) -> list[Tensor]:
-        return []
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        pass

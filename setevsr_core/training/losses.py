@@ -25,7 +25,8 @@ class PerceptualLoss(nn.Module):
         if weights is not None:
             load_backbone(self.metric.net, weights)
         # Channels last is the faster layout of its many plain convolutions, on CPUs and GPUs alike.
-        self.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.requires_grad_(False)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """-> mean distance, a scalar."""

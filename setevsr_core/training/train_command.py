@@ -196,7 +196,8 @@ def gather_preset(args: argparse.Namespace) -> int:
         if path is None:
             continue
         save_native(_load(kind, path, "cpu"), args.out / f"{name}.safetensors", dtype=torch.float16)
-    for run in sorted({p.parent for p in args.data or []} | {getattr(args, k).parent for k in names if getattr(args, k)}):
+    given = [getattr(args, kind) for kind in names if getattr(args, kind)]
+    for run in sorted({*(args.data or []), *(path.parent for path in given)}):
         if (run / "record.json").is_file():
             record[run.name] = json.loads((run / "record.json").read_text())
             (args.out / f"curve_{run.name}.csv").write_text((run / "log.csv").read_text())

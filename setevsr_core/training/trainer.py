@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import logging
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,23 +72,39 @@ class Batch:
         return torch.rand(shape, generator=self.generator).to(self.hr.device)
 
 
-class Stage(Protocol):
-    """What one training stage is: networks, what of them learns, and the loss of a batch.
-
-    `losses` returns named scalars whose sum is minimised. `after_step` serves what has an optimiser of its own (a
-    discriminator); `finish` is called with the averaged weights in place, before the networks are written.
-    """
+class Stage(ABC):
+    """What one training stage is: networks, what of them learns, and the loss of a batch."""
 
     name: str
     networks: dict[str, nn.Module]
 
-    def parameters(self) -> list[nn.Parameter]: ...
-    def losses(self, batch: Batch) -> dict[str, Tensor]: ...
-    def after_step(self, batch: Batch, step: int) -> dict[str, float]: ...
-    def finish(self, next_batch: Callable[[], Batch]) -> dict[str, Any]: ...
-    def sample(self, batch: Batch) -> list[Tensor]: ...
-    def state(self) -> dict[str, Any]: ...
-    def load_state(self, state: dict[str, Any]) -> None: ...
+    @abstractmethod
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimiser changes."""
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalars whose sum is minimised."""
+
+    def after_step(self, batch: Batch, step: int) -> dict[str, float]:
+        """For what has an optimiser of its own (a discriminator); returns values for the curves."""
+        return {}
+
+    def finish(self, next_batch: Callable[[], Batch]) -> dict[str, Any]:
+        """Called with the averaged weights in place, before they are written; returns entries for the record."""
+        return {}
+
+    def sample(self, batch: Batch) -> list[Tensor]:
+        """Rows of pictures, each (N, 3, H, W) in -1..1, that show what the stage has learnt."""
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs besides networks, optimiser and averages."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        assert not state, "a stage with a state of its own takes it back itself"
 
 
 class Trainer:

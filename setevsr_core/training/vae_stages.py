@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,15 @@ from torch.nn import functional as F
 from ..networks.denoiser import Denoiser
 from ..networks.semantic_encoder import SemanticEncoder
 from ..networks.temporal_vae import TemporalVAE
-from .losses import (PatchDiscriminator, PerceptualLoss, flow_consistency, hinge_discriminator,
-                     kl_to_standard_normal, temporal_difference)
-from .trainer import Batch
+from .losses import (
+    PatchDiscriminator,
+    PerceptualLoss,
+    flow_consistency,
+    hinge_discriminator,
+    kl_to_standard_normal,
+    temporal_difference,
+)
+from .trainer import Batch, Stage
 
 
 def enlarge(lr: Tensor, hr: Tensor) -> Tensor:
@@ -69,7 +76,35 @@ class Adversary:
         self.active = state["active"]
 
 
-class VAEStage:
+class PictureStage(Stage):
+    """A stage whose losses look at decoded pictures, with an optional discriminator beside them."""
+
+    def __init__(self, vae: TemporalVAE, pixel_loss: PixelLoss, adversary: Adversary | None):
+        self.vae, self.pixel_loss, self.adversary = vae, pixel_loss, adversary
+        self.networks = {"vae": vae}
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def picture_losses(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """L1, LPIPS and what the discriminator says of a prediction (N, 3, H, W)."""
+        self._last = (prediction.detach(), target)
+        losses = self.pixel_loss(prediction, target)
+        if self.adversary:
+            losses["adversarial"] = self.adversary.loss(prediction)
+        return losses
+
+    def after_step(self, batch: Batch, step: int) -> dict[str, float]:
+        assert self._last is not None
+        return self.adversary.learn(*self._last, step) if self.adversary else {}
+
+    def state(self) -> dict[str, Any]:
+        return {"adversary": self.adversary.state()} if self.adversary else {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if self.adversary:
+            self.adversary.load_state(state["adversary"])
+
+
+class VAEStage(PictureStage):
     """Encoder and decoder with skip fusion, together: reconstruct HR from its latents and the LR features.
 
     In a share of the batch the latents are those of the LR frame (`lr_share`: the decoder must do well where no
@@ -81,10 +116,8 @@ class VAEStage:
 
     def __init__(self, vae: TemporalVAE, pixel_loss: PixelLoss, adversary: Adversary | None = None, *,
                  kl_weight: float = 1e-4, lr_share: float = 0.35, plain_share: float = 0.15):
-        self.vae, self.pixel_loss, self.adversary = vae, pixel_loss, adversary
+        super().__init__(vae, pixel_loss, adversary)
         self.kl_weight, self.lr_share, self.plain_share = kl_weight, lr_share, plain_share
-        self.networks: dict[str, nn.Module] = {"vae": vae}
-        self._last: tuple[Tensor, Tensor] | None = None
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.vae.named_parameters() if "temporal" not in name]
@@ -103,15 +136,7 @@ class VAEStage:
             plain = vae.decode(sampled[fused:].to(lr_mean.dtype), [f[fused:] for f in features], num_frames=1, fusion=0)
             prediction = torch.cat([prediction, plain])
         prediction = prediction.float()
-        self._last = (prediction.detach(), batch.hr)
-        losses = self.pixel_loss(prediction, batch.hr) | {"kl": self.kl_weight * kl_to_standard_normal(mean, logvar)}
-        if self.adversary:
-            losses["adversarial"] = self.adversary.loss(prediction)
-        return losses
-
-    def after_step(self, batch: Batch, step: int) -> dict[str, float]:
-        assert self._last is not None
-        return self.adversary.learn(*self._last, step) if self.adversary else {}
+        return self.picture_losses(prediction, batch.hr) | {"kl": self.kl_weight * kl_to_standard_normal(mean, logvar)}
 
     def finish(self, next_batch: Callable[[], Batch]) -> dict[str, Any]:
         latents = torch.cat([self.vae.encode(next_batch().hr)[0].float() for _ in range(8)])
@@ -127,15 +152,8 @@ class VAEStage:
                 self.vae.decode(mean, features, num_frames=1),
                 self.vae.decode(mean, features, num_frames=1, fusion=0), batch.hr]
 
-    def state(self) -> dict[str, Any]:
-        return {"adversary": self.adversary.state()} if self.adversary else {}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        if self.adversary:
-            self.adversary.load_state(state["adversary"])
-
-
-class DecoderStage:
+class DecoderStage(PictureStage):
     """The temporal decoder on segments, with latents as the denoiser makes them (MGLD-VSR's second training).
 
     A share of the batches decodes LR latents, so that the decoder also serves without diffusion. All decoder weights
@@ -146,13 +164,11 @@ class DecoderStage:
 
     def __init__(self, vae: TemporalVAE, denoiser: Denoiser, encoder: SemanticEncoder | None, pixel_loss: PixelLoss,
                  adversary: Adversary | None = None, *, everything: bool = False, lr_share: float = 0.3,
-                 steps: tuple[int, ...] = (3, 5), difference_weight: float = 0.5, flow_weight: float = 0.5):
-        self.vae, self.denoiser, self.encoder = vae, denoiser, encoder
-        self.pixel_loss, self.adversary = pixel_loss, adversary
+                 steps: tuple[int, ...] = (2, 4), difference_weight: float = 0.5, flow_weight: float = 0.5):
+        super().__init__(vae, pixel_loss, adversary)
+        self.denoiser, self.encoder = denoiser, encoder
         self.everything, self.lr_share, self.steps = everything, lr_share, steps
         self.difference_weight, self.flow_weight = difference_weight, flow_weight
-        self.networks: dict[str, nn.Module] = {"vae": vae}
-        self._last: tuple[Tensor, Tensor] | None = None
         denoiser.requires_grad_(False)
         vae.encoder.requires_grad_(False)
 
@@ -185,31 +201,14 @@ class DecoderStage:
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         latents, features = self.latents(batch)
         prediction = self.vae.decode(latents, features, num_frames=batch.num_frames).float()
-        self._last = (prediction.detach(), batch.hr)
-        losses = self.pixel_loss(prediction, batch.hr)
+        losses = self.picture_losses(prediction, batch.hr)
         losses["difference"] = self.difference_weight * temporal_difference(prediction, batch.hr, batch.num_frames)
         if self.flow_weight:
             losses["flow"] = self.flow_weight * flow_consistency(prediction, batch.hr, batch.num_frames)
-        if self.adversary:
-            losses["adversarial"] = self.adversary.loss(prediction)
         return losses
-
-    def after_step(self, batch: Batch, step: int) -> dict[str, float]:
-        assert self._last is not None
-        return self.adversary.learn(*self._last, step) if self.adversary else {}
-
-    def finish(self, next_batch: Callable[[], Batch]) -> dict[str, Any]:
-        return {}
 
     def sample(self, batch: Batch) -> list[Tensor]:
         latents, features = self.latents(batch)
         lr_latents, _, _ = self.vae.encode(enlarge(batch.lr, batch.hr))
         return [enlarge(batch.lr, batch.hr), self.vae.decode(lr_latents, features, num_frames=batch.num_frames),
                 self.vae.decode(latents, features, num_frames=batch.num_frames), batch.hr]
-
-    def state(self) -> dict[str, Any]:
-        return {"adversary": self.adversary.state()} if self.adversary else {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        if self.adversary:
-            self.adversary.load_state(state["adversary"])
