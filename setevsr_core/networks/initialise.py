@@ -1,4 +1,4 @@
-"""Explicit initialisation for training; constructors do none of their own (a host may create layers without weights)."""
+"""Explicit initialisation for training; constructors do none (a host may create layers without weights)."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ class SPADE(nn.Module):
     weights or trains them.
     """
 
-    def __init__(self, channels: int, map_channels: int, hidden: int = 128, *, ops: Any = nn, dtype: torch.dtype | None = None,
-                 device: Any = None):
+    def __init__(self, channels: int, map_channels: int, hidden: int = 128, *, ops: Any = nn,
+                 dtype: torch.dtype | None = None, device: Any = None):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
         self.param_free_norm = ops.GroupNorm(32, channels, eps=1e-5, **kw)

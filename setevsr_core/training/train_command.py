@@ -48,6 +48,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--vgg", type=Path, help="VGG16 convolutions as safetensors; else torchvision's are fetched")
     parser.add_argument("--trains", choices=["all", "new"], help="stage1: all weights, or SeAM, SPADE and LR encoder")
     parser.add_argument("--draws", type=int, default=1, help="stages 1 and 2: noise draws per encoded frame")
+    parser.add_argument("--strength", type=float, default=1.0, help="decoder: strength at which latents are made")
     parser.add_argument("--lpips-weight", type=float, default=1.0)
     parser.add_argument("--lpips-images", type=int, default=4, help="pictures per batch that LPIPS looks at")
     parser.add_argument("--gan-weight", type=float, default=0.0)
@@ -135,7 +136,8 @@ def _stage(args: argparse.Namespace, settings: TrainSettings) -> Stage:
         encoder.requires_grad_(False)
     if args.stage == "decoder":
         denoiser = _load("denoiser", _needed(args, "denoiser"), device)
-        return DecoderStage(vae, denoiser, encoder, pixel_loss(), adversary(), everything=args.size == "nano")
+        return DecoderStage(vae, denoiser, encoder, pixel_loss(), adversary(), everything=args.size == "nano",
+                            strength=args.strength)
     number = 1 if args.stage == "stage1" else 2
     trains = args.trains or ("all" if args.size == "nano" else "new")
     return DenoiserStage(number, _denoiser(args, device), vae, encoder, trains=trains, draws=args.draws)
@@ -144,12 +146,16 @@ def _stage(args: argparse.Namespace, settings: TrainSettings) -> Stage:
 def _denoiser(args: argparse.Namespace, device: str) -> Any:
     import torch
 
+    from .. import checkpoints
     from ..networks.denoiser import Denoiser, DenoiserConfig
     from ..networks.initialise import zero_new_modules
 
+    # Stage 1 knows no temporal modules; stage 2 adds those that are missing, as identities.
+    sites = "none" if args.stage == "stage1" else "all"
+    changes = {"temporal_sites": sites, "temporal_spatial_sites": sites}
     if args.denoiser:
-        return _load("denoiser", args.denoiser, device)
-    config = getattr(DenoiserConfig, args.size)()
+        return checkpoints.load_denoiser(args.denoiser, dtype=torch.float32, device=device, changes=changes)
+    config = getattr(DenoiserConfig, args.size)(**changes)
     # A network of its own has no text model: four constant tokens stand for the empty prompt.
     denoiser = Denoiser(config, empty_text=torch.randn(1, 4, config.context_dim)).to(device)
     zero_new_modules(denoiser)
@@ -196,8 +202,9 @@ def gather_preset(args: argparse.Namespace) -> int:
         if path is None:
             continue
         save_native(_load(kind, path, "cpu"), args.out / f"{name}.safetensors", dtype=torch.float16)
-    given = [getattr(args, kind) for kind in names if getattr(args, kind)]
-    for run in sorted({*(args.data or []), *(path.parent for path in given)}):
+    given: list[Path] = [getattr(args, kind) for kind in names if getattr(args, kind)]
+    runs: set[Path] = {*(args.data or []), *(path.parent for path in given)}
+    for run in sorted(runs):
         if (run / "record.json").is_file():
             record[run.name] = json.loads((run / "record.json").read_text())
             (args.out / f"curve_{run.name}.csv").write_text((run / "log.csv").read_text())

@@ -163,11 +163,11 @@ class DecoderStage(PictureStage):
     name = "decoder"
 
     def __init__(self, vae: TemporalVAE, denoiser: Denoiser, encoder: SemanticEncoder | None, pixel_loss: PixelLoss,
-                 adversary: Adversary | None = None, *, everything: bool = False, lr_share: float = 0.3,
+                 adversary: Adversary | None = None, *, everything: bool = False, lr_share: float = 0.25, strength: float = 1.0,
                  steps: tuple[int, ...] = (2, 4), difference_weight: float = 0.5, flow_weight: float = 0.5):
         super().__init__(vae, pixel_loss, adversary)
         self.denoiser, self.encoder = denoiser, encoder
-        self.everything, self.lr_share, self.steps = everything, lr_share, steps
+        self.everything, self.lr_share, self.steps, self.strength = everything, lr_share, steps, strength
         self.difference_weight, self.flow_weight = difference_weight, flow_weight
         denoiser.requires_grad_(False)
         vae.encoder.requires_grad_(False)
@@ -192,7 +192,7 @@ class DecoderStage(PictureStage):
         scale, count = self.vae.config.scaling_factor, batch.num_frames
         made = [
             denoise(self.denoiser, lr_latents[i : i + count].float() * scale, frame_indices=range(i, i + count),
-                    seed=seed, steps=steps, sampler="ddim", strength=1.0, tile=0,
+                    seed=seed, steps=steps, sampler="ddim", strength=self.strength, tile=0,
                     semantics=None if semantics is None else semantics[i : i + count])
             for i in range(0, len(lr_latents), count)
         ]
