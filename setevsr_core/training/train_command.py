@@ -28,7 +28,7 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
                "nano": {"steps": 1000, "batch": 1, "crop": 256, "frames": 5, "learning_rate": 2e-4,
                         "decay_from": 0.7}},
     "decoder": {"sd21": {"steps": 50_000, "batch": 1, "crop": 512, "frames": 5, "learning_rate": 5e-5},
-                "nano": {"steps": 1500, "batch": 1, "crop": 192, "frames": 5, "learning_rate": 2e-4,
+                "nano": {"steps": 1500, "batch": 2, "crop": 128, "frames": 3, "learning_rate": 4e-4,
                          "decay_from": 0.6}},
 }
 

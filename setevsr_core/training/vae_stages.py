@@ -163,8 +163,9 @@ class DecoderStage(PictureStage):
     name = "decoder"
 
     def __init__(self, vae: TemporalVAE, denoiser: Denoiser, encoder: SemanticEncoder | None, pixel_loss: PixelLoss,
-                 adversary: Adversary | None = None, *, everything: bool = False, lr_share: float = 0.25, strength: float = 1.0,
-                 steps: tuple[int, ...] = (2, 4), difference_weight: float = 0.5, flow_weight: float = 0.5):
+                 adversary: Adversary | None = None, *, everything: bool = False, lr_share: float = 0.25,
+                 strength: float = 1.0, steps: tuple[int, ...] = (2, 4), difference_weight: float = 0.5,
+                 flow_weight: float = 0.5):
         super().__init__(vae, pixel_loss, adversary)
         self.denoiser, self.encoder = denoiser, encoder
         self.everything, self.lr_share, self.steps, self.strength = everything, lr_share, steps, strength
