@@ -54,6 +54,7 @@ def save_native(module: nn.Module, path: str | Path, metadata: Mapping[str, str]
     part = path.with_name(f"{path.name}.part{os.getpid()}")
     try:
         save_file(tensors, part, metadata=entries)
+        os.chmod(part, 0o644)  # safetensors writes files that only their owner can read
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
