@@ -97,7 +97,7 @@ def test_help_names_the_commands_without_torch(arguments: list[str]) -> None:
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=root, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert ("evaluate" if arguments == ["--help"] else "--strength") in done.stdout
+    assert ("degrade" if arguments == ["--help"] else "--strength") in done.stdout
 
 
 class FakeRestorer:
