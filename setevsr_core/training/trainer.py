@@ -246,7 +246,13 @@ class Trainer:
             extra = self.stage.finish(lambda: self._batch(2**31 + 1, next(counter)))
         record = {"stage": self.stage.name, "steps": self.step, "seconds": round(self.seconds), **extra,
                   "settings": {k: v for k, v in asdict(self.settings).items() if v != float("inf")},
-                  "data": self.data.meta.get("sources"), "segments": len(self.data),
+                  "data": [_without_path(source) for source in self.data.meta.get("sources", [])],
+                  "segments": len(self.data),
                   "torch": torch.__version__}
         self._save_networks(self.stage, self.folder, record)
         return record
+
+
+def _without_path(source: dict[str, Any]) -> dict[str, Any]:
+    """A source of the data for the record: the folder's name says what it was, its place on this machine does not."""
+    return {**source, "folder": Path(source["folder"]).name}
