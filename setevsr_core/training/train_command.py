@@ -51,6 +51,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--strength", type=float, default=1.0, help="decoder: strength at which latents are made")
     parser.add_argument("--lpips-weight", type=float, default=1.0)
     parser.add_argument("--lpips-images", type=int, default=4, help="pictures per batch that LPIPS looks at")
+    parser.add_argument("--lpips-patch", type=int, default=0,
+                        help="side of the random window of each picture that LPIPS looks at, in pixels; 0: all of it")
+    parser.add_argument("--lr-share", type=float,
+                        help="vae and decoder: share of the material decoded from latents of the degraded frame "
+                             "(default 0.35 and 0.25); more serves the use without diffusion")
     parser.add_argument("--gan-weight", type=float, default=0.0)
     parser.add_argument("--gan-start", type=int, default=500, help="step from which the discriminator counts")
     for name, kind in (("steps", int), ("batch", int), ("crop", int), ("frames", int), ("learning-rate", float),
@@ -113,16 +118,17 @@ def _stage(args: argparse.Namespace, settings: TrainSettings) -> Stage:
 
     def pixel_loss() -> PixelLoss:
         perceptual = PerceptualLoss(args.vgg).to(device) if args.lpips_weight else None
-        return PixelLoss(perceptual, args.lpips_weight, args.lpips_images)
+        return PixelLoss(perceptual, args.lpips_weight, args.lpips_images, args.lpips_patch)
 
     def adversary() -> Adversary | None:
         return Adversary(args.gan_weight, args.gan_start, settings.learning_rate, device) if args.gan_weight else None
 
+    shares = {} if args.lr_share is None else {"lr_share": args.lr_share}
     if args.stage == "vae":
         vae = _load("vae", args.vae, device) if args.vae else TemporalVAE(getattr(VAEConfig, args.size)()).to(device)
         if not args.vae:
             start_vae(vae)
-        return VAEStage(vae, pixel_loss(), adversary())
+        return VAEStage(vae, pixel_loss(), adversary(), **shares)
     if args.stage == "semantic":
         from ..networks.semantic_encoder import SemanticEncoder, SemanticEncoderConfig
 
@@ -137,7 +143,7 @@ def _stage(args: argparse.Namespace, settings: TrainSettings) -> Stage:
     if args.stage == "decoder":
         denoiser = _load("denoiser", _needed(args, "denoiser"), device)
         return DecoderStage(vae, denoiser, encoder, pixel_loss(), adversary(), everything=args.size == "nano",
-                            strength=args.strength)
+                            strength=args.strength, **shares)
     number = 1 if args.stage == "stage1" else 2
     trains = args.trains or ("all" if args.size == "nano" else "new")
     return DenoiserStage(number, _denoiser(args, device), vae, encoder, trains=trains, draws=args.draws)

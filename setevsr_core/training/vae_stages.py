@@ -29,17 +29,34 @@ def enlarge(lr: Tensor, hr: Tensor) -> Tensor:
 
 
 class PixelLoss:
-    """L1 + LPIPS(VGG) on at most `perceptual_images` pictures of a batch; LPIPS is the costly part on a CPU."""
+    """L1 on whole pictures, and LPIPS (VGG) on windows of at most `images` of them.
 
-    def __init__(self, perceptual: PerceptualLoss | None, weight: float, perceptual_images: int):
-        self.perceptual, self.weight, self.images = perceptual, weight, perceptual_images
+    LPIPS costs several times what a small decoder costs. A window of `patch` pixels (0: the whole picture) at a random
+    place of each picture buys more, and more varied, pictures for the same time; LPIPS itself was fitted on 64 px.
+    """
 
-    def __call__(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def __init__(self, perceptual: PerceptualLoss | None, weight: float, images: int, patch: int = 0):
+        self.perceptual, self.weight, self.images, self.patch = perceptual, weight, images, patch
+
+    def __call__(self, prediction: Tensor, target: Tensor, batch: Batch) -> dict[str, Tensor]:
         losses = {"l1": F.l1_loss(prediction, target)}
         if self.perceptual is not None and self.weight:
             stride = max(len(prediction) // self.images, 1)
-            losses["lpips"] = self.weight * self.perceptual(prediction[::stride], target[::stride])
+            seen = random_windows(prediction[::stride], target[::stride], self.patch, batch)
+            losses["lpips"] = self.weight * self.perceptual(*seen)
         return losses
+
+
+def random_windows(prediction: Tensor, target: Tensor, side: int, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The same random window of `side` pixels of each prediction and target (N, 3, H, W); 0 or too large: all of it."""
+    height, width = prediction.shape[-2:]
+    if not 0 < side < min(height, width):
+        return prediction, target
+    places = (batch.rand(len(prediction), 2).cpu() * torch.tensor([height - side + 1, width - side + 1])).long()
+    return tuple(  # type: ignore[return-value]
+        torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(pictures, places.tolist(), strict=True)])
+        for pictures in (prediction, target)
+    )
 
 
 class Adversary:
@@ -84,10 +101,10 @@ class PictureStage(Stage):
         self.networks = {"vae": vae}
         self._last: tuple[Tensor, Tensor] | None = None
 
-    def picture_losses(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """L1, LPIPS and what the discriminator says of a prediction (N, 3, H, W)."""
-        self._last = (prediction.detach(), target)
-        losses = self.pixel_loss(prediction, target)
+    def picture_losses(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """L1, LPIPS and what the discriminator says of a prediction (N, 3, H, W) of the batch's clean frames."""
+        self._last = (prediction.detach(), batch.hr)
+        losses = self.pixel_loss(prediction, batch.hr, batch)
         if self.adversary:
             losses["adversarial"] = self.adversary.loss(prediction)
         return losses
@@ -136,7 +153,7 @@ class VAEStage(PictureStage):
             plain = vae.decode(sampled[fused:].to(lr_mean.dtype), [f[fused:] for f in features], num_frames=1, fusion=0)
             prediction = torch.cat([prediction, plain])
         prediction = prediction.float()
-        return self.picture_losses(prediction, batch.hr) | {"kl": self.kl_weight * kl_to_standard_normal(mean, logvar)}
+        return self.picture_losses(prediction, batch) | {"kl": self.kl_weight * kl_to_standard_normal(mean, logvar)}
 
     def finish(self, next_batch: Callable[[], Batch]) -> dict[str, Any]:
         latents = torch.cat([self.vae.encode(next_batch().hr)[0].float() for _ in range(8)])
@@ -202,7 +219,7 @@ class DecoderStage(PictureStage):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         latents, features = self.latents(batch)
         prediction = self.vae.decode(latents, features, num_frames=batch.num_frames).float()
-        losses = self.picture_losses(prediction, batch.hr)
+        losses = self.picture_losses(prediction, batch)
         losses["difference"] = self.difference_weight * temporal_difference(prediction, batch.hr, batch.num_frames)
         if self.flow_weight:
             losses["flow"] = self.flow_weight * flow_consistency(prediction, batch.hr, batch.num_frames)
