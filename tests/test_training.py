@@ -16,7 +16,13 @@ from setevsr_core.cli import main
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.networks.initialise import zero_new_modules
 from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
+from setevsr_core.sampling.loop import denoise
+from setevsr_core.sampling.noise import START, frames_noise
+from setevsr_core.sampling.schedules import linspace_timesteps
 from setevsr_core.training.losses import flow_consistency, temporal_difference, warp
+from setevsr_core.training.rollout_stages import rollout
+from setevsr_core.training.trainer import Batch
+from setevsr_core.training.vae_stages import random_windows
 
 TINY_DENOISER = DenoiserConfig.nano(channels=(32, 32), lr_channels=(32, 32), map_channels=32, spade_hidden=16,
                                     context_dim=8, layers=1, semantic_levels=(0, 1))
@@ -64,7 +70,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return {key for key in after if not torch.equal(before[key], after[key])}
 
 
-@pytest.mark.parametrize("stage", ["vae", "stage1", "stage2", "decoder"])
+@pytest.mark.parametrize("stage", ["vae", "stage1", "stage2", "decoder", "turbo"])
 def test_a_stage_trains_what_it_should(stage: str, packed: Path, networks: Path, tmp_path: Path) -> None:
     name = "vae" if stage in ("vae", "decoder") else "denoiser"
     before = load_file(networks / f"{name}.safetensors")
@@ -76,6 +82,8 @@ def test_a_stage_trains_what_it_should(stage: str, packed: Path, networks: Path,
         assert moved and moved <= temporal
     elif stage == "decoder":
         assert moved and all(key.startswith(("decoder.", "post_quant_conv.")) for key in moved)
+    elif stage == "turbo":
+        assert moved & temporal and moved - temporal
     else:
         assert any(key.startswith("encoder.") for key in moved) and any(key.startswith("decoder.") for key in moved)
     rows = list(csv.DictReader((tmp_path / "log.csv").open()))
@@ -83,6 +91,38 @@ def test_a_stage_trains_what_it_should(stage: str, packed: Path, networks: Path,
     assert all(np.isfinite(float(value)) for row in rows for value in row.values())
     assert json.loads((tmp_path / "record.json").read_text())["steps"] == 3
     assert list((tmp_path / "samples").glob("*.jpg"))
+
+
+def test_turbo_with_decoder_trains_both_and_never_the_encoder(packed: Path, networks: Path, tmp_path: Path) -> None:
+    more = ("--with-decoder", "--rollout-steps", "1", "2", "--strength", "0.5", "--lr-share", "0.3")
+    assert changed(load_file(networks / "denoiser.safetensors"), train("turbo", packed, networks, tmp_path, *more))
+    before, after = load_file(networks / "vae.safetensors"), load_file(tmp_path / "vae.safetensors")
+    moved = changed(before, after)
+    assert moved and all(key.startswith(("decoder.", "post_quant_conv.")) for key in moved)
+
+
+def test_turbo_at_the_teachers_own_steps_has_nothing_to_learn(packed: Path, networks: Path, tmp_path: Path) -> None:
+    train("turbo", packed, networks, tmp_path, "--rollout-steps", "2", "--teacher-steps", "2", "--no-pixels", steps=1)
+    row = next(csv.DictReader((tmp_path / "log.csv").open()))
+    assert float(row["latent"]) == 0
+
+
+def test_rollout_is_the_sampling_loop(networks: Path) -> None:
+    denoiser = checkpoints.load_denoiser(networks / "denoiser.safetensors")
+    latents, seed = torch.randn(3, 4, 8, 8), 5
+    noise = frames_noise(seed, range(3), START, latents.shape[1:])
+    expected = denoise(denoiser, latents, frame_indices=range(3), seed=seed, steps=3, sampler="ddim", tile=0)
+    found = rollout(denoiser, latents, noise, linspace_timesteps(3), num_frames=3, semantics=None)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_windows_show_the_same_place_of_prediction_and_target() -> None:
+    pictures = torch.rand(4, 3, 12, 20)
+    batch = Batch(pictures, pictures, 1, torch.Generator().manual_seed(0))
+    first, second = random_windows(pictures, pictures + 1, 8, batch)
+    assert first.shape == (4, 3, 8, 8) and torch.equal(first + 1, second)
+    assert random_windows(pictures, pictures, 0, batch)[0] is pictures
+    assert random_windows(pictures, pictures, 12, batch)[0] is pictures
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(packed: Path, networks: Path, tmp_path: Path) -> None:

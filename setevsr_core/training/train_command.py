@@ -30,11 +30,14 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     "decoder": {"sd21": {"steps": 50_000, "batch": 1, "crop": 512, "frames": 5, "learning_rate": 5e-5},
                 "nano": {"steps": 1500, "batch": 2, "crop": 128, "frames": 3, "learning_rate": 4e-4,
                          "decay_from": 0.6}},
+    "turbo": {"sd21": {"steps": 10_000, "batch": 1, "crop": 512, "frames": 5, "learning_rate": 1e-5},
+              "nano": {"steps": 1500, "batch": 2, "crop": 128, "frames": 3, "learning_rate": 2e-4,
+                       "decay_from": 0.6}},
 }
 
 
 def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("train", help="train a network: vae, semantic, stage1, stage2, decoder")
+    parser = subparsers.add_parser("train", help=f"train a network: {', '.join(DEFAULTS)}")
     parser.add_argument("stage", choices=[*DEFAULTS, "preset"], help="the stage; 'preset' gathers finished networks")
     parser.add_argument("--data", type=Path, nargs="+", metavar="DIR",
                         help="folder(s) with videos or photographs, or one packed folder")
@@ -43,12 +46,22 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="run folder; an interrupted run there is resumed")
     parser.add_argument("--size", choices=["nano", "sd21"], default="nano", help="network size when starting afresh")
     parser.add_argument("--vae", type=Path, help="VAE file (start of 'vae' and 'decoder', frozen in the others)")
-    parser.add_argument("--denoiser", type=Path, help="denoiser file (start of the stages, frozen in 'decoder')")
+    parser.add_argument("--denoiser", type=Path,
+                        help="denoiser file (start of 'stage1', 'stage2' and 'turbo', frozen in 'decoder')")
     parser.add_argument("--semantic", type=Path, help="semantic encoder file; without it SeAM sees nothing")
     parser.add_argument("--vgg", type=Path, help="VGG16 convolutions as safetensors; else torchvision's are fetched")
     parser.add_argument("--trains", choices=["all", "new"], help="stage1: all weights, or SeAM, SPADE and LR encoder")
     parser.add_argument("--draws", type=int, default=1, help="stages 1 and 2: noise draws per encoded frame")
-    parser.add_argument("--strength", type=float, default=1.0, help="decoder: strength at which latents are made")
+    parser.add_argument("--strength", type=float, default=1.0,
+                        help="decoder and turbo: strength at which latents are made")
+    parser.add_argument("--rollout-steps", type=int, nargs="+", metavar="N",
+                        help="decoder and turbo: the sampler's steps, one of them drawn per batch "
+                             "(default 2 4, turbo 4)")
+    parser.add_argument("--with-decoder", action="store_true", help="turbo: the decoder learns along")
+    parser.add_argument("--no-pixels", action="store_true", help="turbo: the loss looks at latents only")
+    parser.add_argument("--latent-weight", type=float, default=1.0, help="turbo: weight of the loss on latents")
+    parser.add_argument("--teacher-steps", type=int, default=0,
+                        help="turbo: aim at where the unchanged denoiser arrives in so many steps; 0: at the truth")
     parser.add_argument("--lpips-weight", type=float, default=1.0)
     parser.add_argument("--lpips-images", type=int, default=4, help="pictures per batch that LPIPS looks at")
     parser.add_argument("--lpips-patch", type=int, default=0,
@@ -111,7 +124,8 @@ def _stage(args: argparse.Namespace, settings: TrainSettings) -> Stage:
     from ..networks.temporal_vae import TemporalVAE, VAEConfig
     from .denoiser_stages import DenoiserStage, SemanticStage, VGGTeacher
     from .losses import PerceptualLoss
-    from .vae_stages import Adversary, DecoderStage, PixelLoss, VAEStage
+    from .rollout_stages import DecoderStage, TurboStage
+    from .vae_stages import Adversary, PixelLoss, VAEStage
 
     torch.manual_seed(settings.seed)
     device = settings.device
@@ -140,10 +154,18 @@ def _stage(args: argparse.Namespace, settings: TrainSettings) -> Stage:
     encoder = _load("semantic", args.semantic, device) if args.semantic else None
     if encoder is not None:
         encoder.requires_grad_(False)
-    if args.stage == "decoder":
-        denoiser = _load("denoiser", _needed(args, "denoiser"), device)
-        return DecoderStage(vae, denoiser, encoder, pixel_loss(), adversary(), everything=args.size == "nano",
-                            strength=args.strength, **shares)
+    if args.stage in ("decoder", "turbo"):
+        path = _needed(args, "denoiser")
+        denoiser = _with_text(_load("denoiser", path, device))
+        common = {"strength": args.strength, "everything": args.size == "nano"} | shares
+        if args.rollout_steps:
+            common["steps"] = tuple(args.rollout_steps)
+        if args.stage == "decoder":
+            return DecoderStage(vae, denoiser, encoder, pixel_loss(), adversary(), **common)
+        return TurboStage(vae, denoiser, encoder, pixel_loss(), adversary(), latent_weight=args.latent_weight,
+                          pixels=not args.no_pixels, with_decoder=args.with_decoder,
+                          teacher=_load("denoiser", path, device) if args.teacher_steps else None,
+                          teacher_steps=args.teacher_steps, **common)
     number = 1 if args.stage == "stage1" else 2
     trains = args.trains or ("all" if args.size == "nano" else "new")
     return DenoiserStage(number, _denoiser(args, device), vae, encoder, trains=trains, draws=args.draws)
@@ -176,6 +198,12 @@ def _load(kind: str, path: Path, device: str) -> Any:
     load = {"vae": checkpoints.load_temporal_vae, "denoiser": checkpoints.load_denoiser,
             "semantic": checkpoints.load_semantic_encoder}[kind]
     return load(path, dtype=torch.float32, device=device)
+
+
+def _with_text(denoiser: Any) -> Any:
+    if denoiser.empty_text is None:
+        raise SettingsError("this denoiser stores no embedding of the empty prompt: give one with --text")
+    return denoiser
 
 
 def _needed(args: argparse.Namespace, name: str) -> Path:

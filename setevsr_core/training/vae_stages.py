@@ -1,4 +1,4 @@
-"""Stages that train the VAE: `vae` (everything, from scratch) and `decoder` (on latents that the denoiser made)."""
+"""Losses on decoded pictures, and the stage `vae`: encoder, decoder and fusion together, from scratch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..networks.denoiser import Denoiser
-from ..networks.semantic_encoder import SemanticEncoder
 from ..networks.temporal_vae import TemporalVAE
 from .losses import (
     PatchDiscriminator,
     PerceptualLoss,
-    flow_consistency,
     hinge_discriminator,
     kl_to_standard_normal,
-    temporal_difference,
 )
 from .trainer import Batch, Stage
 
@@ -168,65 +164,3 @@ class VAEStage(PictureStage):
         return [enlarged, self.vae.decode(lr_mean, features, num_frames=1),
                 self.vae.decode(mean, features, num_frames=1),
                 self.vae.decode(mean, features, num_frames=1, fusion=0), batch.hr]
-
-
-class DecoderStage(PictureStage):
-    """The temporal decoder on segments, with latents as the denoiser makes them (MGLD-VSR's second training).
-
-    A share of the batches decodes LR latents, so that the decoder also serves without diffusion. All decoder weights
-    learn, or only the temporal and fusion layers (`everything=False`, the baseline's choice for large networks).
-    """
-
-    name = "decoder"
-
-    def __init__(self, vae: TemporalVAE, denoiser: Denoiser, encoder: SemanticEncoder | None, pixel_loss: PixelLoss,
-                 adversary: Adversary | None = None, *, everything: bool = False, lr_share: float = 0.25,
-                 strength: float = 1.0, steps: tuple[int, ...] = (2, 4), difference_weight: float = 0.5,
-                 flow_weight: float = 0.5):
-        super().__init__(vae, pixel_loss, adversary)
-        self.denoiser, self.encoder = denoiser, encoder
-        self.everything, self.lr_share, self.steps, self.strength = everything, lr_share, steps, strength
-        self.difference_weight, self.flow_weight = difference_weight, flow_weight
-        denoiser.requires_grad_(False)
-        vae.encoder.requires_grad_(False)
-
-    def parameters(self) -> list[nn.Parameter]:
-        chosen = [(n, p) for n, p in self.vae.named_parameters() if n.startswith(("decoder.", "post_quant_conv."))]
-        if not self.everything:
-            chosen = [(n, p) for n, p in chosen if "temporal" in n or "fusion_layer" in n]
-        return [p for _, p in chosen]
-
-    @torch.no_grad()
-    def latents(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Unscaled latents of the batch (denoised, or those of the LR frames) and the LR features."""
-        from ..sampling.loop import denoise
-
-        lr_latents, _, features = self.vae.encode(enlarge(batch.lr, batch.hr))
-        if float(batch.rand(1)) < self.lr_share:
-            return lr_latents, features
-        steps = self.steps[int(batch.rand(1) * len(self.steps))]
-        seed = int(batch.rand(1) * 2**31)
-        semantics = None if self.encoder is None else self.encoder((batch.lr.movedim(1, -1) + 1) / 2)
-        scale, count = self.vae.config.scaling_factor, batch.num_frames
-        made = [
-            denoise(self.denoiser, lr_latents[i : i + count].float() * scale, frame_indices=range(i, i + count),
-                    seed=seed, steps=steps, sampler="ddim", strength=self.strength, tile=0,
-                    semantics=None if semantics is None else semantics[i : i + count])
-            for i in range(0, len(lr_latents), count)
-        ]
-        return (torch.cat(made) / scale).to(lr_latents.dtype), features
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        latents, features = self.latents(batch)
-        prediction = self.vae.decode(latents, features, num_frames=batch.num_frames).float()
-        losses = self.picture_losses(prediction, batch)
-        losses["difference"] = self.difference_weight * temporal_difference(prediction, batch.hr, batch.num_frames)
-        if self.flow_weight:
-            losses["flow"] = self.flow_weight * flow_consistency(prediction, batch.hr, batch.num_frames)
-        return losses
-
-    def sample(self, batch: Batch) -> list[Tensor]:
-        latents, features = self.latents(batch)
-        lr_latents, _, _ = self.vae.encode(enlarge(batch.lr, batch.hr))
-        return [enlarge(batch.lr, batch.hr), self.vae.decode(lr_latents, features, num_frames=batch.num_frames),
-                self.vae.decode(latents, features, num_frames=batch.num_frames), batch.hr]
