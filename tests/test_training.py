@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +18,19 @@ from safetensors.torch import load_file
 
 from setevsr_core import checkpoints
 from setevsr_core.cli import main
+from setevsr_core.errors import SettingsError
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.networks.initialise import zero_new_modules
 from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 from setevsr_core.sampling.loop import denoise
 from setevsr_core.sampling.noise import START, frames_noise
 from setevsr_core.sampling.schedules import linspace_timesteps
+from setevsr_core.training.estimate import estimate_memory
 from setevsr_core.training.losses import flow_consistency, temporal_difference, warp
+from setevsr_core.training.options import merged_options, train_settings
 from setevsr_core.training.rollout_stages import rollout
-from setevsr_core.training.trainer import Batch
+from setevsr_core.training.train_command import FLAGS, NUMBERS, STAGES
+from setevsr_core.training.trainer import Batch, Stage, TrainSettings
 from setevsr_core.training.vae_stages import random_windows
 
 TINY_DENOISER = DenoiserConfig.nano(channels=(32, 32), lr_channels=(32, 32), map_channels=32, spade_hidden=16,
@@ -56,12 +65,28 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Squared(Stage):
+    """The squares of a small network on pieces of the batch; to count by hand what it keeps."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network, self.networks = network, {"network": network}
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.network.parameters())
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"square": self.network(batch.hr.flatten(2)[..., :64] + 1).square().mean()}
+
+
+def arguments(stage: str, packed: Path, networks: Path, out: Path, *more: str, steps: int = 3) -> list[str]:
+    return ["train", stage, "--data", str(packed), "--out", str(out), "--vae", str(networks / "vae.safetensors"),
+            "--denoiser", str(networks / "denoiser.safetensors"), "--steps", str(steps), "--batch", "2",
+            "--crop", "64", "--frames", "3", "--lpips-weight", "0", "--precision", "fp32", "--save-every", "2",
+            "--log-every", "1", *more]
+
+
 def train(stage: str, packed: Path, networks: Path, out: Path, *more: str, steps: int = 3) -> dict[str, torch.Tensor]:
-    arguments = ["train", stage, "--data", str(packed), "--out", str(out), "--vae", str(networks / "vae.safetensors"),
-                 "--denoiser", str(networks / "denoiser.safetensors"), "--steps", str(steps), "--batch", "2",
-                 "--crop", "64", "--frames", "3", "--lpips-weight", "0", "--precision", "fp32", "--save-every", "2",
-                 "--log-every", "1", *more]
-    assert main(arguments) == 0
+    assert main(arguments(stage, packed, networks, out, *more, steps=steps)) == 0
     name = "vae" if stage in ("vae", "decoder") else "denoiser"
     return load_file(out / f"{name}.safetensors")
 
@@ -130,6 +155,75 @@ def test_an_interrupted_run_ends_with_the_same_bits(packed: Path, networks: Path
     train("stage1", packed, networks, tmp_path / "halves", steps=2)
     resumed = train("stage1", packed, networks, tmp_path / "halves", steps=4)
     assert not changed(whole, resumed)
+
+
+def test_two_processes_learn_what_one_learns_from_twice_the_batches(
+    packed: Path, networks: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    whole = train("stage1", packed, networks, tmp_path / "one", "--accumulate", "2", steps=2)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "setevsr_core.cli",
+               *arguments("stage1", packed, networks, tmp_path / "two", steps=2)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=300,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    halves = load_file(tmp_path / "two" / "denoiser.safetensors")
+    start = load_file(networks / "denoiser.safetensors")
+    moved = sum(float((whole[key] - start[key]).square().sum()) for key in whole)
+    apart = sum(float((whole[key] - halves[key]).square().sum()) for key in whole)
+    assert apart < 1e-2 * moved  # Adam turns the last bits of near-zero gradients into whole steps
+    assert json.loads((tmp_path / "two" / "record.json").read_text())["processes"] == 2
+
+
+def test_checkpointing_changes_memory_and_not_the_result(packed: Path, networks: Path, tmp_path: Path) -> None:
+    plain = train("turbo", packed, networks, tmp_path / "plain", steps=1)
+    again = train("turbo", packed, networks, tmp_path / "again", "--checkpointing", steps=1)
+    assert all(torch.allclose(plain[key], again[key], atol=1e-6) for key in plain)
+
+
+def test_estimate_prints_memory_and_trains_nothing(
+    networks: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        assert main(["train", "stage1", "--vae", str(networks / "vae.safetensors"), "--out", str(tmp_path / "run"),
+                     "--denoiser", str(networks / "denoiser.safetensors"), "--estimate"]) == 0
+    found = re.search(r"about ([0-9.]+) GiB .*activations ([0-9.]+)", caplog.text)
+    assert found and 0 < float(found[2]) < float(found[1]) < 10
+    assert not (tmp_path / "run").exists()
+
+
+def test_estimated_activations_are_those_of_a_real_step(networks: Path) -> None:
+    """The fake step keeps what a real one keeps: counted with the same hooks on real tensors."""
+    layer = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.SiLU(), torch.nn.Linear(64, 8))
+    stage = Squared(layer)
+    settings = TrainSettings(steps=1, batch=5, crop=16, frames=2, learning_rate=1e-3, precision="fp32")
+    estimate = estimate_memory(stage, settings, torch.device("cpu"))
+    # Kept per row of 64: the input, what SiLU saw, what it gave; and the 8 of the square.
+    assert estimate.activations == 4 * 10 * 3 * (64 + 64 + 64 + 8) * 4
+    assert estimate.learning == 4 * 4 * (64 * 64 + 64 + 64 * 8 + 8)
+
+
+def test_a_config_file_sets_options_and_the_command_line_wins(packed: Path, networks: Path, tmp_path: Path) -> None:
+    config = tmp_path / "own.json"
+    config.write_text(json.dumps({"steps": 5, "draws": 2}))
+    train("stage1", packed, networks, tmp_path / "run", "--config", str(config), steps=1)
+    options = json.loads((tmp_path / "run" / "record.json").read_text())["options"]
+    assert options["steps"] == 1 and options["draws"] == 2 and options["denoiser"].endswith("denoiser.safetensors")
+    config.write_text(json.dumps({"stepz": 5}))
+    with pytest.raises(SettingsError, match="stepz"):
+        merged_options("stage1", "nano", {}, config)
+    config.write_text("{")
+    with pytest.raises(SettingsError, match="no JSON"):
+        merged_options("stage1", "nano", {}, config)
+
+
+@pytest.mark.parametrize("size", ["nano", "sd21"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_complete_defaults(stage: str, size: str) -> None:
+    options = merged_options(stage, size, {})
+    assert train_settings(options).steps > 0
+    assert {name.replace("-", "_") for name, *_ in (*NUMBERS, *FLAGS)} <= set(vars(options))
 
 
 def test_warp_follows_the_flow() -> None:

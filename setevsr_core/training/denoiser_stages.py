@@ -59,7 +59,7 @@ class DenoiserStage(Stage):
         mean, logvar, _ = self.vae.encode(batch.hr)
         latents = (mean + (0.5 * logvar).exp() * batch.randn(mean.shape)) * scale
         lr_latents = self.vae.encode(enlarge(batch.lr, batch.hr))[0] * scale
-        if self.encoder is None or float(batch.rand(1)) < self.semantic_dropout:
+        if self.encoder is None or batch.chance() < self.semantic_dropout:
             return latents.float(), lr_latents.float(), None
         return latents.float(), lr_latents.float(), self.encoder((batch.lr.movedim(1, -1) + 1) / 2)
 

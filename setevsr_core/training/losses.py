@@ -83,13 +83,20 @@ def flow_consistency(prediction: Tensor, target: Tensor, num_frames: int) -> Ten
     Edges count up to four times (1 + 3 * Sobel edge), as in MGLD-VSR's sequence loss; there the roles of prediction
     and target were exchanged, here the prediction is warped. Flow: DIS of OpenCV, on the target, without gradient.
     """
-    if num_frames < 2:
+    if num_frames < 2 or is_fake(prediction):  # OpenCV needs real pictures
         return prediction.new_zeros(())
     video, truth = (x.unflatten(0, (-1, num_frames)) for x in (prediction, target))
     flow, visible = _target_flow(truth)
     previous, following = video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1)
     weight = visible * (1 + 3 * _edges(truth[:, 1:].flatten(0, 1)))
     return (weight * (warp(previous, flow) - following).abs()).mean()
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """True for tensors without data, on which a step is only played through to count its memory."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
 
 
 def warp(pixels: Tensor, flow: Tensor) -> Tensor:

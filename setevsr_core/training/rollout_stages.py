@@ -59,7 +59,7 @@ class RolloutStage(PictureStage):
 
     def restore(self, batch: Batch, lr_latents: Tensor, noise: Tensor, semantics: Tensor | None) -> Tensor:
         """Scaled latents after one of the stage's runs, drawn at random."""
-        run = self.runs[int(batch.rand(1) * len(self.runs))]
+        run = self.runs[int(batch.chance() * len(self.runs))]
         return rollout(self.denoiser, lr_latents, noise, run, num_frames=batch.num_frames, semantics=semantics)
 
     def decode(self, latents: Tensor, features: list[Tensor], batch: Batch) -> Tensor:
@@ -110,7 +110,7 @@ class DecoderStage(RolloutStage):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         latents, features, semantics = self.conditions(batch)
-        if float(batch.rand(1)) >= self.lr_share:
+        if batch.chance() >= self.lr_share:
             with torch.no_grad():
                 latents = self.restore(batch, latents, batch.randn(latents.shape), semantics)
         return self.clip_losses(self.decode(latents, features, batch), batch)
@@ -157,7 +157,7 @@ class TurboStage(RolloutStage):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         lr_latents, features, semantics = self.conditions(batch)
-        if self.with_decoder and float(batch.rand(1)) < self.lr_share:
+        if self.with_decoder and batch.chance() < self.lr_share:
             losses = self.clip_losses(self.decode(lr_latents, features, batch), batch)
             return {"latent": lr_latents.new_zeros(()), **losses}
         noise = batch.randn(lr_latents.shape)

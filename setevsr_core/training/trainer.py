@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingsError, require
+from .activations import checkpoint_blocks
 from .data import PackedDataset
+from .processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ class TrainSettings:
     without a time limit.
 
     crop: side of the training crops in HR pixels; frames: consecutive frames per crop.
+    batch and accumulate count per process: N processes see N times as much at each step.
+    checkpointing: blocks compute their activations twice instead of keeping them.
     """
 
     steps: int
@@ -43,7 +47,8 @@ class TrainSettings:
     warmup: int = 50
     decay_from: float = 1.0
     precision: str = "bf16"
-    device: str = "cpu"
+    device: str = "auto"
+    checkpointing: bool = False
     minutes: float = float("inf")
     save_every: int = 200
     log_every: int = 10
@@ -71,12 +76,18 @@ class Batch:
     def rand(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator).to(self.hr.device)
 
+    def chance(self) -> float:
+        """One number of [0, 1), to draw a branch by."""
+        return float(torch.rand((), generator=self.generator))
+
 
 class Stage(ABC):
     """What one training stage is: networks, what of them learns, and the loss of a batch."""
 
     name: str
     networks: dict[str, nn.Module]
+    processes = Processes("cpu")
+    """Set by the trainer; who has an optimiser of its own averages its gradients over them."""
 
     @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
@@ -108,17 +119,27 @@ class Stage(ABC):
 
 
 class Trainer:
-    """Runs a stage in a folder: `state.pt` to resume, `log.csv` with the curves, `samples/*.jpg`, and its networks."""
+    """Runs a stage in a folder: `state.pt` to resume, `log.csv` with the curves, `samples/*.jpg`, and its networks.
+
+    With several `processes` each holds the whole stage (built with the same seed), and the first writes the folder.
+    """
 
     def __init__(self, stage: Stage, data: PackedDataset, settings: TrainSettings, folder: Path,
-                 save: Callable[[Stage, Path, dict[str, Any]], None]):
+                 save: Callable[[Stage, Path, dict[str, Any]], None], processes: Processes | None = None,
+                 options: dict[str, Any] | None = None):
         self.stage, self.data, self.settings, self.folder, self._save_networks = stage, data, settings, folder, save
+        self.options = options or asdict(settings)  # for the record
+        self.processes = stage.processes = processes or Processes(settings.device)
+        self.device = self.processes.device
+        if settings.checkpointing:
+            for network in stage.networks.values():
+                checkpoint_blocks(network)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.parameters = stage.parameters()
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, betas=(0.9, 0.99))
         ema = require("diffusers.training_utils", "diffusers", "training")
         self.ema = ema.EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
-        self.scaler = torch.amp.GradScaler(settings.device, enabled=settings.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.step = 0
         self.seconds = 0.0
 
@@ -144,12 +165,13 @@ class Trainer:
         values: dict[str, float] = {}
         batch = None
         for part in range(self.settings.accumulate):
-            batch = self._batch(self.step, part)
+            batch = self._batch(self.step, part * self.processes.count + self.processes.rank)
             with self._autocast():
                 losses = self.stage.losses(batch)
                 total = torch.stack([loss.float() for loss in losses.values()]).sum() / self.settings.accumulate
             self.scaler.scale(total).backward()
             values = {name: float(loss.detach()) for name, loss in losses.items()}
+        self.processes.average(self.parameters)
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.scaler.step(self.optimizer)
@@ -177,14 +199,16 @@ class Trainer:
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
         """(B, T, H, W, 3) uint8 -> (B*T, 3, H, W) in -1..1."""
-        x = torch.from_numpy(frames).to(self.settings.device).flatten(0, 1).permute(0, 3, 1, 2)
+        x = torch.from_numpy(frames).to(self.device).flatten(0, 1).permute(0, 3, 1, 2)
         return x.float().div_(127.5).sub_(1)
 
     def _autocast(self) -> Any:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.settings.precision)
-        return nullcontext() if dtype is None else torch.autocast(self.settings.device, dtype)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def _log(self, values: dict[str, float]) -> None:
+        if not self.processes.main:
+            return
         row = {"step": self.step, "seconds": round(self.seconds, 1), **{k: round(v, 6) for k, v in values.items()}}
         path = self.folder / "log.csv"
         new = not path.exists()
@@ -196,6 +220,12 @@ class Trainer:
         log.info("%s %s", self.stage.name, " ".join(f"{k}={v}" for k, v in row.items()))
 
     def _checkpoint(self) -> None:
+        if self.processes.main:
+            self._write_state()
+            self._strip()
+        self.processes.wait()
+
+    def _write_state(self) -> None:
         state = {
             "step": self.step, "seconds": self.seconds, "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(), "scaler": self.scaler.state_dict(), "stage": self.stage.state(),
@@ -204,18 +234,17 @@ class Trainer:
         partial = self.folder / "state.pt.part"
         torch.save(state, partial)
         partial.replace(self.folder / "state.pt")
-        self._strip()
 
     def _resume(self) -> None:
         path = self.folder / "state.pt"
         if not path.exists():
             return
-        state = torch.load(path, map_location=self.settings.device, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         for name, network in self.stage.networks.items():
             network.load_state_dict(state["networks"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
-        self.ema.to(device=self.settings.device)
+        self.ema.to(device=self.device)
         self.scaler.load_state_dict(state["scaler"])
         self.stage.load_state(state["stage"])
         self.step, self.seconds = state["step"], state["seconds"]
@@ -245,11 +274,14 @@ class Trainer:
         with torch.no_grad(), self._autocast():
             extra = self.stage.finish(lambda: self._batch(2**31 + 1, next(counter)))
         record = {"stage": self.stage.name, "steps": self.step, "seconds": round(self.seconds), **extra,
-                  "settings": {k: v for k, v in asdict(self.settings).items() if v != float("inf")},
+                  "options": self.options,
                   "data": [_without_path(source) for source in self.data.meta.get("sources", [])],
                   "segments": len(self.data),
+                  "processes": self.processes.count,
                   "torch": torch.__version__}
-        self._save_networks(self.stage, self.folder, record)
+        if self.processes.main:
+            self._save_networks(self.stage, self.folder, record)
+        self.processes.wait()
         return record
 
 

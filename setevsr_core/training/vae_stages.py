@@ -16,6 +16,7 @@ from .losses import (
     hinge_discriminator,
     kl_to_standard_normal,
 )
+from .processes import Processes
 from .trainer import Batch, Stage
 
 
@@ -31,11 +32,13 @@ class PixelLoss:
     place of each picture buys more, and more varied, pictures for the same time; LPIPS itself was fitted on 64 px.
     """
 
-    def __init__(self, perceptual: PerceptualLoss | None, weight: float, images: int, patch: int = 0):
+    def __init__(self, perceptual: PerceptualLoss | None, weight: float, images: int, patch: int = 0,
+                 l1_weight: float = 1.0):
         self.perceptual, self.weight, self.images, self.patch = perceptual, weight, images, patch
+        self.l1_weight = l1_weight
 
     def __call__(self, prediction: Tensor, target: Tensor, batch: Batch) -> dict[str, Tensor]:
-        losses = {"l1": F.l1_loss(prediction, target)}
+        losses = {"l1": self.l1_weight * F.l1_loss(prediction, target)}
         if self.perceptual is not None and self.weight:
             stride = max(len(prediction) // self.images, 1)
             seen = random_windows(prediction[::stride], target[::stride], self.patch, batch)
@@ -69,15 +72,16 @@ class Adversary:
             return prediction.new_zeros(())
         return -self.weight * self.network(prediction).mean()
 
-    def learn(self, prediction: Tensor, target: Tensor, step: int) -> dict[str, float]:
+    def learn(self, prediction: Tensor, target: Tensor, step: int, processes: Processes) -> dict[str, float]:
         self.active = step >= self.start
         if step < self.start - 100:  # it warms up before its word counts
             return {"discriminator": 0.0}
         loss = hinge_discriminator(self.network(target), self.network(prediction.detach()))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        processes.average(self.network.parameters())
         self.optimizer.step()
-        return {"discriminator": float(loss)}
+        return {"discriminator": float(loss.detach())}
 
     def state(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
@@ -107,7 +111,7 @@ class PictureStage(Stage):
 
     def after_step(self, batch: Batch, step: int) -> dict[str, float]:
         assert self._last is not None
-        return self.adversary.learn(*self._last, step) if self.adversary else {}
+        return self.adversary.learn(*self._last, step, self.processes) if self.adversary else {}
 
     def state(self) -> dict[str, Any]:
         return {"adversary": self.adversary.state()} if self.adversary else {}

@@ -1,0 +1,28 @@
+"""Activation checkpointing: blocks forget what they computed and compute it again in the backward pass."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..networks.residual import ResidualBlock
+from ..networks.spatial_transformer import AttentionSite
+from ..networks.temporal_vae import DecoderLevel, EncoderLevel, Fusion, MidBlock
+
+BLOCKS = (ResidualBlock, AttentionSite, EncoderLevel, DecoderLevel, Fusion, MidBlock)
+"""What is forgotten as a whole: inputs of these are kept, all inside is computed twice."""
+
+
+def checkpoint_blocks(network: nn.Module) -> int:
+    """Make every block of `network` forget its activations in training; returns how many blocks do.
+
+    Names and weights do not change. Costs about a third more time and leaves a fraction of the memory.
+    """
+    found = 0
+    for module in network.modules():
+        if isinstance(module, BLOCKS) and not isinstance(module.forward, partial):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+            found += 1
+    return found

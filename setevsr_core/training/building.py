@@ -1,0 +1,140 @@
+"""From options to a training stage: which networks it needs, from which files, and with which losses."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import checkpoints
+from ..errors import CheckpointError, SettingsError
+from ..networks.denoiser import Denoiser, DenoiserConfig
+from ..networks.initialise import start_vae, zero_new_modules
+from ..networks.semantic_encoder import SemanticEncoder, SemanticEncoderConfig
+from ..networks.temporal_vae import TemporalVAE, VAEConfig
+from .denoiser_stages import DenoiserStage, SemanticStage, VGGTeacher
+from .losses import PerceptualLoss
+from .rollout_stages import DecoderStage, TurboStage
+from .trainer import Stage
+from .vae_stages import Adversary, PixelLoss, VAEStage
+
+LOADERS = {"vae": checkpoints.load_temporal_vae, "denoiser": checkpoints.load_denoiser,
+           "semantic": checkpoints.load_semantic_encoder}
+
+
+def build_stage(options: argparse.Namespace, device: torch.device) -> Stage:
+    """The stage named in the options, its networks in fp32 on `device`; the same seed builds the same weights.
+
+    Errors: SettingsError where a file that the stage needs was not given, CheckpointError where one is wrong.
+    """
+    torch.manual_seed(options.seed)
+    if options.stage == "vae":
+        return VAEStage(_vae(options, device), _pixel_loss(options, device), _adversary(options, device),
+                        lr_share=options.lr_share)
+    if options.stage == "semantic":
+        return SemanticStage(_semantic(options, device), VGGTeacher(options.vgg).to(device))
+    vae = load("vae", _needed(options, "vae"), device)
+    encoder = load("semantic", options.semantic, device) if options.semantic else None
+    if encoder is not None:
+        encoder.requires_grad_(False)
+    if options.stage in ("decoder", "turbo"):
+        return _rollout_stage(options, vae, encoder, device)
+    number = 1 if options.stage == "stage1" else 2
+    return DenoiserStage(number, _denoiser(options, device), vae, encoder, trains=options.trains, draws=options.draws)
+
+
+def load(kind: str, path: Path, device: torch.device) -> Any:
+    """A network of a file, in fp32: training keeps its weights exact and lets autocast choose what computes lower."""
+    return LOADERS[kind](path, dtype=torch.float32, device=device)
+
+
+def _vae(options: argparse.Namespace, device: torch.device) -> TemporalVAE:
+    if options.vae:
+        return load("vae", options.vae, device)
+    vae = TemporalVAE(getattr(VAEConfig, options.size)()).to(device)
+    start_vae(vae)
+    return vae
+
+
+def _semantic(options: argparse.Namespace, device: torch.device) -> SemanticEncoder:
+    if options.semantic:
+        return load("semantic", options.semantic, device)
+    config = SemanticEncoderConfig.nano() if options.size == "nano" else SemanticEncoderConfig.sam2("tiny")
+    return SemanticEncoder(config).to(device)
+
+
+def _denoiser(options: argparse.Namespace, device: torch.device) -> Denoiser:
+    # Stage 1 knows no temporal modules; stage 2 adds those that are missing, as identities.
+    sites = "none" if options.stage == "stage1" else "all"
+    changes = {"temporal_sites": sites, "temporal_spatial_sites": sites}
+    if options.denoiser:
+        denoiser = checkpoints.load_denoiser(options.denoiser, dtype=torch.float32, device=device, changes=changes)
+        return _with_text(denoiser, options)
+    config = getattr(DenoiserConfig, options.size)(**changes)
+    # A network of its own has no text model: four constant tokens stand for the empty prompt.
+    denoiser = Denoiser(config, empty_text=torch.randn(1, 4, config.context_dim)).to(device)
+    zero_new_modules(denoiser)
+    return denoiser
+
+
+def _with_text(denoiser: Denoiser, options: argparse.Namespace) -> Denoiser:
+    """The denoiser with the embedding of the empty prompt: its own, or the one tensor of the file --text."""
+    if options.text is not None:
+        text = read_text(options.text, denoiser.config.context_dim)
+        denoiser.empty_text = text.to(next(denoiser.parameters()).device)
+    if denoiser.empty_text is None:
+        raise SettingsError(f"{options.denoiser} stores no embedding of the empty prompt: give one with --text, a "
+                            f"safetensors file with one tensor (n, {denoiser.config.context_dim})")
+    return denoiser
+
+
+def read_text(path: Path, width: int) -> torch.Tensor:
+    """The one text embedding (1, n, width) of a safetensors file."""
+    from safetensors.torch import load_file
+
+    try:
+        tensors = list(load_file(path).values())
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors ({error}); give a file with one tensor "
+                              f"(n, {width})") from error
+    if len(tensors) != 1 or tensors[0].ndim not in (2, 3) or tensors[0].shape[-1] != width:
+        found = ", ".join(str(tuple(tensor.shape)) for tensor in tensors[:3])
+        raise CheckpointError(f"{path} holds {found or 'nothing'}; --text needs one tensor (n, {width}), the embedding "
+                              "of the empty prompt")
+    return tensors[0].float().reshape(1, -1, width)
+
+
+def _rollout_stage(options: argparse.Namespace, vae: TemporalVAE, encoder: SemanticEncoder | None,
+                   device: torch.device) -> Stage:
+    path = _needed(options, "denoiser")
+    denoiser = _with_text(load("denoiser", path, device), options)
+    losses = (_pixel_loss(options, device), _adversary(options, device))
+    common: dict[str, Any] = {"strength": options.strength, "steps": tuple(options.rollout_steps),
+                              "lr_share": options.lr_share, "everything": options.everything}
+    if options.stage == "decoder":
+        return DecoderStage(vae, denoiser, encoder, *losses, **common)
+    teacher = _with_text(load("denoiser", path, device), options) if options.teacher_steps else None
+    return TurboStage(vae, denoiser, encoder, *losses, latent_weight=options.latent_weight, pixels=options.pixels,
+                      with_decoder=options.with_decoder, teacher=teacher, teacher_steps=options.teacher_steps,
+                      **common)
+
+
+def _pixel_loss(options: argparse.Namespace, device: torch.device) -> PixelLoss:
+    perceptual = PerceptualLoss(options.vgg).to(device) if options.lpips_weight else None
+    return PixelLoss(perceptual, options.lpips_weight, options.lpips_images, options.lpips_patch,
+                     options.l1_weight)
+
+
+def _adversary(options: argparse.Namespace, device: torch.device) -> Adversary | None:
+    if not options.gan_weight:
+        return None
+    return Adversary(options.gan_weight, options.gan_start, options.learning_rate, device)
+
+
+def _needed(options: argparse.Namespace, name: str) -> Path:
+    path = getattr(options, name)
+    if path is None:
+        raise SettingsError(f"the stage '{options.stage}' needs --{name}: the file that the earlier stage wrote")
+    return path

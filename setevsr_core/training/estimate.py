@@ -1,0 +1,87 @@
+"""How much memory a training takes, before it starts: one step is played through without computing or storing.
+
+PyTorch's fake tensors have shapes and types but no data, so a step of the full-size network "runs" in seconds on any
+machine; what autograd would keep for the backward pass is added up. Left out: the libraries' workspaces and
+fragmentation, for which `SLACK` stands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .trainer import Batch, Stage, TrainSettings
+
+SLACK = 1.15
+"""Workspaces of convolutions, the allocator's fragmentation and the CUDA context, as a factor on all of it."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on the device: weights of all networks, gradients + Adam + averages of what learns, kept activations."""
+
+    weights: int
+    learning: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return round(SLACK * (self.weights + self.learning + self.activations))
+
+    def __str__(self) -> str:
+        parts = {"weights": self.weights, "gradients, Adam, averages": self.learning, "activations": self.activations}
+        listed = ", ".join(f"{name} {value / 2**30:.1f}" for name, value in parts.items())
+        return f"about {self.total / 2**30:.1f} GiB of device memory ({listed}, and {SLACK - 1:.0%} on top)"
+
+
+class _FakeBatch(Batch):
+    """Branches that are drawn take their costlier side: diffusion and semantics on."""
+
+    def chance(self) -> float:
+        return 0.999
+
+
+def estimate_memory(stage: Stage, settings: TrainSettings, device: torch.device, scale: int = 4) -> MemoryEstimate:
+    """Memory of one step of `stage`, whose networks lie on `device`.
+
+    Activation checkpointing is not counted: with it, activations take a fraction of the figure.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    learning = stage.parameters()
+    kept = _Kept()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
+    count, small = settings.batch * settings.frames, settings.crop // scale
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        lr = torch.zeros(count, 3, small, small, device=device)
+        hr = torch.zeros(count, 3, settings.crop, settings.crop, device=device)
+        with kept:
+            stage.losses(_FakeBatch(lr, hr, settings.frames, torch.Generator()))
+    networks = {id(value): value for value in [*vars(stage).values(), *stage.networks.values()]
+                if isinstance(value, nn.Module)}
+    weights = sum(t.numel() * t.element_size() for m in networks.values() for t in m.state_dict().values())
+    # Gradients, two moments of Adam, and the averaged weights.
+    return MemoryEstimate(weights, 4 * sum(p.numel() * p.element_size() for p in learning), kept.bytes)
+
+
+class _Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Adds up the storages that autograd keeps, each once, without the weights themselves."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._alive: list[Any] = []  # a storage's address may be used again once it is gone
+        self.bytes = 0
+        super().__init__(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self._alive.append(storage)
+            self.bytes += storage.nbytes()
+        return tensor

@@ -1,0 +1,58 @@
+"""The options of `setevsr train`: defaults per network size and stage, a file of one's own, the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import SettingsError
+from .trainer import TrainSettings
+
+CONFIGS = Path(__file__).parent / "configs"
+FILES = ("vae", "denoiser", "semantic", "vgg", "text")
+"""Options that name a file; each may be left out where the stage does not need it."""
+
+
+def merged_options(stage: str, size: str, given: Mapping[str, Any], config: Path | None = None) -> argparse.Namespace:
+    """All options of a run, the later winning: the size's defaults, the stage's, a JSON file, what was `given`.
+
+    Errors: SettingsError for a file that is no JSON object, or names an option that does not exist.
+    """
+    defaults = json.loads((CONFIGS / f"{size}.json").read_text(encoding="utf-8"))
+    own = {} if config is None else _read(config)
+    values = {"minutes": float("inf"), "device": "auto", **dict.fromkeys(FILES)}
+    values |= defaults["common"] | defaults[stage]
+    unknown = sorted(set(own) - set(values))
+    if unknown:
+        raise SettingsError(f"{config} sets {unknown[0]!r}, which is no option of training; options are "
+                            f"{', '.join(sorted(values))}")
+    own = {name: Path(value) if name in FILES and value is not None else value for name, value in own.items()}
+    return argparse.Namespace(**{**values, **own, **given, "stage": stage, "size": size})
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        own = json.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"the configuration {config} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise SettingsError(f"the configuration {config} is no JSON ({error})") from error
+    if not isinstance(own, dict):
+        raise SettingsError(f"the configuration {config} must be one JSON object, such as {{\"steps\": 1000}}")
+    return own
+
+
+def recorded(options: argparse.Namespace) -> dict[str, Any]:
+    """The options as a training record keeps them: files by folder and name, without their place on this machine."""
+    values = {name: f"{value.parent.name}/{value.name}" if isinstance(value, Path) else value
+              for name, value in vars(options).items()}
+    return {name: value for name, value in values.items() if value is not None and value != float("inf")}
+
+
+def train_settings(options: argparse.Namespace) -> TrainSettings:
+    """The part of the options that the training loop itself needs."""
+    return TrainSettings(**{field.name: getattr(options, field.name) for field in fields(TrainSettings)})

@@ -1,0 +1,69 @@
+"""Training on several GPUs and machines: one process per device, started by `accelerate launch`.
+
+Every process draws its own batches, and gradients are averaged after the backward pass. So N processes with
+`accumulate` K see what one process sees with `accumulate` N * K, and a stage needs no wrapper around its networks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..errors import SettingsError, require
+
+
+class Processes:
+    """The processes of this training. Without `accelerate launch` (or torchrun) there is one.
+
+    device: "auto" (this process's GPU, else the CPU) or a torch device; with several processes "auto" or "cpu".
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        self._state = None
+        if self.count > 1:
+            if device not in ("auto", "cpu"):
+                raise SettingsError(f"device is {device}; with several processes each takes its own: leave it out")
+            accelerate = require("accelerate", purpose="training in several processes")
+            self._state = accelerate.PartialState(cpu=device == "cpu")
+            self.rank, self.device = self._state.process_index, self._state.device
+        else:
+            self.rank, self.device = 0, _device(device)
+
+    @property
+    def main(self) -> bool:
+        """True for the one process that writes files."""
+        return self.rank == 0
+
+    @torch.no_grad()
+    def average(self, parameters: Iterable[Tensor]) -> None:
+        """Replace each gradient by its mean over all processes; a process that has none counts as zero."""
+        if self.count == 1:
+            return
+        chosen = [p for p in parameters if p.requires_grad]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in chosen]
+        flat = torch.cat([g.reshape(-1) for g in gradients])  # one message instead of hundreds
+        torch.distributed.all_reduce(flat)
+        means = flat.div_(self.count).split([g.numel() for g in gradients])
+        for parameter, gradient in zip(chosen, means, strict=True):
+            parameter.grad = gradient.view_as(parameter)
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError(f"device is '{name}'; give auto, cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"device is '{name}', but this PyTorch sees no GPU; leave --device out or give cpu")
+    return device
