@@ -37,14 +37,10 @@ class Clip:
 
 
 def load_clip(path: Path, seed: int, frames: int, scale: int = 4) -> Clip:
-    """The centre (at most 512x384, multiples of 64) of the first frames, 720p and more reduced by two first."""
-    import cv2
-
+    """The centre (at most 512x384, multiples of 64) of the first frames, at the clip's own resolution."""
     with VideoReader(path) as reader:
         video = np.stack([np.asarray(frame) for frame in itertools.islice(reader, frames)])
     video = (video * 255).round().astype(np.uint8)
-    if video.shape[1] >= 700:
-        video = np.stack([cv2.resize(frame, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for frame in video])
     height, width = (min(limit, side // 64 * 64) for side, limit in zip(video.shape[1:3], (384, 512), strict=False))
     top, left = (video.shape[1] - height) // 2, (video.shape[2] - width) // 2
     hr = np.ascontiguousarray(video[:, top : top + height, left : left + width])

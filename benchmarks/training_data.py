@@ -1,0 +1,65 @@
+"""How fast training data is made and read: degraded segments per second and core, and batches from a pack.
+
+    python -m benchmarks.training_data CLIP... [--segments 20] [--pack PACK]
+
+A training step at full size takes seconds for 15 frames, so one core keeps a GPU fed when it makes segments faster than
+that; from a pack, which is made once, reading is all that is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from setevsr_core.training.data import PackedDataset
+from setevsr_core.training.degradation import Degradation
+from setevsr_core.training.sources import read_window
+
+
+def degraded_per_second(clip: Path, size: int, segments: int, frames: int = 5) -> float:
+    """Segments of `frames` frames, cut from a real clip and degraded one after the other, per second."""
+    window = read_window(clip, 0.0, frames)
+    side = min(size, *window[0].shape[:2])
+    crop = np.stack([frame[:side, :side] for frame in window])
+    degrade = Degradation()
+    started = time.perf_counter()
+    for seed in range(segments):
+        degrade(crop, seed)
+    return segments / (time.perf_counter() - started)
+
+
+def read_per_second(pack: Path, crop: int, batches: int = 50) -> float:
+    """Batches of 8 crops of 5 frames from a pack, per second."""
+    data, rng = PackedDataset(pack), np.random.default_rng(0)
+    data.sample(rng, 8, crop)
+    started = time.perf_counter()
+    for _ in range(batches):
+        data.sample(rng, 8, crop)
+    return batches / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clips", type=Path, nargs="+")
+    parser.add_argument("--segments", type=int, default=20)
+    parser.add_argument("--pack", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    print(f"one core of {platform.processor() or platform.machine()}, OpenCV {cv2.__version__}, seeds 0..")
+    print("| what | size | per second |\n|---|---|---|")
+    for size in (256, 512):
+        rates = [degraded_per_second(clip, size, args.segments) for clip in args.clips]
+        print(f"| segments of 5 frames degraded | {size} px | {sum(rates) / len(rates):.2f} |", flush=True)
+    if args.pack:
+        print(f"| batches of 8 crops x 5 frames read | 256 px | {read_per_second(args.pack, 256):.1f} |")
+
+
+if __name__ == "__main__":
+    main()
