@@ -62,6 +62,14 @@ def make_patcher(
     return chosen(module, load_device=load_device, offload_device=offload_device)
 
 
+def lora_patch(update: Any) -> Any:
+    """A `lora.Update` as a weight patch of ComfyUI, which computes it when the weights are loaded or streamed."""
+    from comfy.weight_adapter import LoRAAdapter
+
+    rank = update.down.shape[0]
+    return LoRAAdapter(set(), (update.up, update.down, update.scale * rank, update.mid, None, None))
+
+
 def device_for_plain_modules() -> torch.device:
     """Where a module of plain torch layers can run: `--novram` never loads one fully, so it stays on the CPU."""
     import comfy.model_management as management

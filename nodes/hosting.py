@@ -59,7 +59,12 @@ def host_component(
     module.dtype = dtype  # type: ignore[assignment]  # the networks keep the type they compute in beside their weights
     module.eval().requires_grad_(False)
     load_device, offload_device = devices(kind)
-    patcher = compat.make_patcher(module, load_device, offload_device, whole=kind in PLAIN_LAYERS)
+    hosted = module
+    if kind == DENOISER:
+        from .native_model import SeTeModel
+
+        hosted = SeTeModel(module, offload_device)
+    patcher = compat.make_patcher(hosted, load_device, offload_device, whole=kind in PLAIN_LAYERS)
     return ComponentHandle(kind, module, patcher, name, dict(defaults or {}))
 
 

@@ -182,3 +182,22 @@ def test_a_file_that_is_no_lora(base: State) -> None:
 def test_strength_is_checked(strength: float, base: State) -> None:
     with pytest.raises(SettingsError, match="strength of a LoRA"):
         lora.apply_loras(base, [(kohya(LINEAR, *pairs(base)[LINEAR]), strength)])
+
+
+def test_convert_merges_a_lora_and_an_empty_prompt(base: State, tmp_path: Path) -> None:
+    from setevsr_core import cli
+
+    source, style, text = (str(tmp_path / f"{name}.safetensors") for name in ("base", "style", "text"))
+    up, down = pairs(base)[LINEAR]
+    save_file(base, source)
+    save_file(kohya(LINEAR, up, down), style)
+    save_file({"embedding": torch.ones(1, 3, CONFIG.context_dim)}, text)
+    target = tmp_path / "out.safetensors"
+    command = ["convert", source, str(target), "--head-dim", "16", "--lora", style, "0.5"]
+    assert cli.main([*command, "--empty-text", text]) == 0
+    loaded = checkpoints.load_denoiser(target)
+    expected = base[f"unet.{LINEAR}.weight"] + 0.5 * ALPHA / RANK * up @ down
+    torch.testing.assert_close(loaded.state_dict()[f"unet.{LINEAR}.weight"], expected)
+    assert loaded.empty_text is not None and torch.equal(loaded.empty_text, torch.ones(1, 3, CONFIG.context_dim))
+    assert cli.main([*command, "--empty-text", style]) == 2
+    assert cli.main(["convert", source, str(target), "--lora", style, "much"]) == 2

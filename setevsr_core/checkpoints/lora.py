@@ -31,7 +31,8 @@ LoRA = tuple[Source | TensorFile, float]
 # What may follow the name of a layer, and the part of the LoRA that it is.
 ENDINGS = (
     (re.compile(r"[._]lora_up(\.weight)?$|\.lora_B(\.\w+)?\.weight$|[._]lora(_linear_layer)?\.up\.weight$"), "up"),
-    (re.compile(r"[._]lora_down(\.weight)?$|\.lora_A(\.\w+)?\.weight$|[._]lora(_linear_layer)?\.down\.weight$"), "down"),
+    (re.compile(r"[._]lora_down(\.weight)?$|\.lora_A(\.\w+)?\.weight$|[._]lora(_linear_layer)?\.down\.weight$"),
+     "down"),
     (re.compile(r"\.lora_mid(\.weight)?$"), "mid"),
     (re.compile(r"\.alpha$"), "alpha"),
 )
@@ -53,21 +54,26 @@ class Update:
     mid: Tensor | None
     scale: float
 
-    def delta(self, shape: Sequence[int], layer: str, name: str) -> Tensor:
-        """The change as a float32 tensor of `shape`; `CheckpointError` if the LoRA is for a layer of another size."""
-        up, down = self.up.float(), self.down.float()
-        if up.shape[1:2] == down.shape[:1] and self.mid is None:
-            change = up.flatten(1) @ down.flatten(1) if up[0].numel() == up.shape[1] else up.new_zeros(0)
-        elif self.mid is not None and up.shape[1] == self.mid.shape[0] and self.mid.shape[1] == down.shape[0]:
-            change = torch.einsum("or,rskl,si->oikl", up.flatten(1), self.mid.float(), down.flatten(1))
-        else:
-            change = up.new_zeros(0)
-        fits = change.ndim > 1 and change.shape[0] == shape[0] and change.numel() == torch.Size(shape).numel()
-        if not fits:
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether the change can be added to a weight of this shape."""
+        up, down, mid = self.up.shape, self.down.shape, self.mid.shape if self.mid is not None else None
+        pointwise = len(up) >= 2 and all(side == 1 for side in up[2:])
+        inner = up[1:2] == down[:1] if mid is None else (up[1:2] == mid[:1] and mid[1:2] == down[:1])
+        inputs = down[1:].numel() * (mid[2:].numel() if mid is not None else 1)
+        return pointwise and inner and up[0] == shape[0] and up[0] * inputs == torch.Size(shape).numel()
+
+    def require_fit(self, shape: Sequence[int], layer: str, name: str) -> None:
+        """`CheckpointError` if the LoRA is for a layer of another size."""
+        if not self.fits(shape):
             raise CheckpointError(
-                f"{name} is a LoRA for another base model: for {layer} it has {list(up.shape)} and "
-                f"{list(down.shape)}, but the layer's weight is {list(shape)}; use a LoRA of Stable Diffusion 2.1."
+                f"{name} is a LoRA for another base model: for {layer} it has {list(self.up.shape)} and "
+                f"{list(self.down.shape)}, but the layer's weight is {list(shape)}; use a LoRA of Stable Diffusion 2.1."
             )
+
+    def delta(self, shape: Sequence[int]) -> Tensor:
+        """The change as a float32 tensor of `shape`, which must fit."""
+        up, down = self.up.float().flatten(1), self.down.float().flatten(1)
+        change = up @ down if self.mid is None else torch.einsum("or,rskl,si->oikl", up, self.mid.float(), down)
         return self.scale * change.reshape(tuple(shape))
 
 
@@ -75,7 +81,7 @@ def read_lora(source: Source | TensorFile, shapes: Shapes) -> tuple[str, dict[st
     """(file name, weight name -> its change) of a LoRA for a network with these tensors, under our names.
 
     Layers that the network does not have are named in the log; a file of which nothing fits, and one of another kind
-    (LoHa, LoKr, DoRA), is a `CheckpointError`.
+    (LoHa, LoKr, DoRA) or for layers of other sizes, is a `CheckpointError`.
     """
     file = open_source(source)
     parts, strange = grouped(file.tensors)
@@ -88,6 +94,7 @@ def read_lora(source: Source | TensorFile, shapes: Shapes) -> tuple[str, dict[st
             unmatched.append(layer)
         else:
             found[weight] = update(tensors, default_alpha(file, weight))
+            found[weight].require_fit(shapes[weight], weight, file.name)
     refuse_other_kinds(file, bool(found))
     unmatched = [layer for layer in unmatched if not layer.startswith(TEXT)]
     if not found:
@@ -112,8 +119,8 @@ def apply_loras(tensors: Mapping[str, Tensor], loras: Iterable[LoRA]) -> dict[st
         name, updates = read_lora(source, {key: tuple(value.shape) for key, value in changed.items()})
         for key, entry in updates.items():
             weight = changed[key]
-            delta = entry.delta(weight.shape, key, name)
-            changed[key] = weight if weight.is_meta else (weight.float() + strength * delta).to(weight.dtype)
+            if not weight.is_meta:
+                changed[key] = (weight.float() + strength * entry.delta(weight.shape)).to(weight.dtype)
         log.info("%s: %d layers changed with strength %g", name, len(updates), strength)
     return changed
 

@@ -40,7 +40,7 @@ def is_sdxl(tensors: Tensors) -> bool:
 
 
 def is_tiny_decoder(tensors: Tensors) -> bool:
-    """Whether a file is (or contains) the decoder of TAESD or its like, in the layout of its authors or of diffusers."""
+    """Whether a file is (or contains) the decoder of TAESD or its like, of its authors or of diffusers."""
     first = tensors.get("1.weight", tensors.get("decoder.layers.0.weight"))
     return first is not None and first.ndim == 4 and ("3.conv.0.weight" in tensors or
                                                       "decoder.layers.2.conv.0.weight" in tensors)

@@ -1,0 +1,239 @@
+"""ComfyUI's own samplers on our denoiser: the same latents as our own loop, LoRA patches, and refusals in one sentence.
+
+Needs a ComfyUI tree, like test_nodes.py, whose tiny networks are used here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests import test_nodes as shared
+
+pack, nodes, handles = shared.pack, shared.nodes, shared.handles
+part, clip = shared.part, shared.clip
+
+SEED, STEPS = 3, 4  # four steps have whole timesteps: 999, 666, 333, 0
+
+
+@pytest.fixture
+def stages(nodes: dict[str, Any], handles: dict[str, Any]) -> dict[str, Any]:
+    """Segments, latents and semantics of a short clip: two segments of three frames that share one."""
+    with torch.inference_mode():
+        segments, _ = nodes["SeTeVSRSplitSegments"].execute(clip(5), 2.0, 3, 1, "off").result
+        (latents,) = nodes["SeTeVSREncodeLatents"].execute(segments, handles["vae"]).result
+        semantics, _ = nodes["SeTeVSREncodeSemantics"].execute(segments, handles["encoder"]).result
+        (model,) = nodes["SeTeVSRDenoiserModel"].execute(handles["denoiser"]).result
+    return {"segments": segments, "latents": latents, "semantics": semantics, "model": model}
+
+
+def native(
+    nodes: dict[str, Any], stages: dict[str, Any], *, sampler: Any, cfg: float = 1.0, tile: int = 0, overlap: int = 0,
+    semantics: bool = True, noise: Any = None,
+) -> Any:  # fmt: skip
+    """The joined LATENT of a native run, as SamplerCustomAdvanced does it, segment by segment."""
+    import comfy.sample
+    import comfy.samplers
+
+    model = stages["model"]
+    positive, negative, latents = nodes["SeTeVSRSamplingConditioning"].execute(
+        model, stages["latents"], tile, overlap, stages["semantics"] if semantics else None
+    ).result
+    (source,) = nodes["SeTeVSRFrameNoise"].execute(SEED).result
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", STEPS)
+    done = []
+    for plus, minus, latent in zip(positive, negative, latents, strict=True):
+        sampled = comfy.sample.sample_custom(
+            model, (noise or source).generate_noise(latent), cfg, sampler(latent), sigmas, plus, minus,
+            latent["samples"], disable_pbar=True, seed=SEED,
+        )  # fmt: skip
+        done.append({**latent, "samples": sampled})
+    return nodes["SeTeVSRJoinLatents"].execute(done).result[0]
+
+
+def own(nodes: dict[str, Any], handles: dict[str, Any], stages: dict[str, Any], sampler: str, tile: int = 0,
+        overlap: int = 0, semantics: bool = True) -> Any:  # fmt: skip
+    return nodes["SeTeVSRDenoise"].execute(
+        handles["denoiser"], stages["latents"], SEED, STEPS, sampler, 1.0, tile, overlap,
+        semantics=stages["semantics"] if semantics else None,
+    ).result[0]  # fmt: skip
+
+
+def euler(_: Any) -> Any:
+    import comfy.samplers
+
+    return comfy.samplers.sampler_object("euler")
+
+
+def close(first: Any, second: Any) -> float:
+    """Largest difference relative to the spread of the values."""
+    return float((first["samples"] - second["samples"]).abs().max() / second["samples"].std())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("tile", "overlap"), [(0, 0), (8, 4)])
+def test_euler_gives_what_our_ddim_gives(
+    tile: int, overlap: int, nodes: dict[str, Any], handles: dict[str, Any], stages: dict[str, Any]
+) -> None:
+    ours = own(nodes, handles, stages, "ddim", tile, overlap)
+    theirs = native(nodes, stages, sampler=euler, tile=tile, overlap=overlap)
+    assert close(theirs, ours) < 1e-3
+    assert close(theirs, own(nodes, handles, stages, "ddim", tile, overlap, semantics=False)) > 1e-3
+    decoded = nodes["SeTeVSRTemporalDecode"].execute(theirs, stages["segments"], handles["vae"]).result[0]
+    (images,) = nodes["SeTeVSRStitchSegments"].execute(decoded, "wavelet").result
+    assert images.shape == (5, 40, 48, 3)
+
+
+@torch.inference_mode()
+def test_ddpm_gives_what_our_ddpm_gives(
+    nodes: dict[str, Any], handles: dict[str, Any], stages: dict[str, Any], pack: ModuleType
+) -> None:
+    """With the noise of our own loop between the steps as well."""
+    import comfy.k_diffusion.sampling
+    import comfy.samplers
+
+    table = part(pack, "setevsr_core.sampling.noise").frames_noise
+
+    def ddpm(latent: Any) -> Any:
+        steps = iter(range(STEPS))
+
+        def between(sigma: Any, following: Any) -> Tensor:
+            return table(SEED, latent["batch_index"], next(steps), latent["samples"].shape[1:])
+
+        return comfy.samplers.ksampler("ddpm", {"noise_sampler": between})
+
+    assert close(native(nodes, stages, sampler=ddpm), own(nodes, handles, stages, "ddpm")) < 1e-3
+
+
+@torch.inference_mode()
+def test_ksampler_node_runs_with_any_sampler(nodes: dict[str, Any], stages: dict[str, Any]) -> None:
+    """ComfyUI's own KSampler node, guidance included: positive and negative in one batch or one after the other."""
+    from nodes import KSampler
+
+    results = []
+    for semantics in (None, stages["semantics"]):
+        positive, negative, latents = nodes["SeTeVSRSamplingConditioning"].execute(
+            stages["model"], stages["latents"], 64, 16, semantics
+        ).result
+        for name, scheduler, cfg in (("dpmpp_2m", "karras", 1.0), ("uni_pc", "beta", 2.0), ("lcm", "simple", 1.0)):
+            (out,) = KSampler().sample(
+                stages["model"], 1, 2, cfg, name, scheduler, positive[0], negative[0], latents[0], denoise=0.5
+            )
+            assert out["samples"].shape == latents[0]["samples"].shape and out["samples"].isfinite().all()
+            assert set(latents[0]) <= set(out)
+            results.append(out["samples"])
+    assert not torch.allclose(results[1], results[4])
+
+
+@torch.inference_mode()
+def test_shared_frames_start_from_the_same_noise(nodes: dict[str, Any], stages: dict[str, Any]) -> None:
+    """KSampler and RandomNoise draw by `batch_index`: the last frame of a segment is the first of the next."""
+    import comfy.sample
+
+    _, _, latents = nodes["SeTeVSRSamplingConditioning"].execute(stages["model"], stages["latents"]).result
+    first, second = (comfy.sample.prepare_noise(x["samples"], 5, x["batch_index"]) for x in latents)
+    assert torch.equal(first[-1], second[0]) and not torch.equal(first[0], second[0])
+
+
+@torch.inference_mode()
+def test_previews_show_the_videos_colours(nodes: dict[str, Any], stages: dict[str, Any], pack: ModuleType) -> None:
+    """ComfyUI's latent preview of clean latents is our own preview, whatever VAE made the latents."""
+    import latent_preview
+
+    nodes["SeTeVSRSamplingConditioning"].execute(stages["model"], stages["latents"])
+    note = part(pack, "nodes.payloads").read_latent(stages["latents"], wanted_from="x")
+    form = stages["model"].model.latent_format
+    previewer = latent_preview.Latent2RGBPreviewer(form.latent_rgb_factors, form.latent_rgb_factors_bias)
+    shown = torch.tensor(np.array(previewer.decode_latent_to_preview(note.scaled[:1]))).float() / 255
+    expected = part(pack, "setevsr_core.stages").preview(note.scaled[:1], note.preview_matrix)[0]
+    assert (shown - expected).abs().max() < 2 / 255
+
+
+@torch.inference_mode()
+def test_lora_patches_the_denoiser_and_leaves_the_given_one(
+    nodes: dict[str, Any], handles: dict[str, Any], stages: dict[str, Any], pack: ModuleType, tmp_path: Path
+) -> None:
+    """The node's patches give what merging the LoRA into the weights gives, in our loop and in native sampling."""
+    import folder_paths
+    from safetensors.torch import save_file
+
+    loras, loaders = part(pack, "setevsr_core.checkpoints.lora"), part(pack, "nodes.loaders")
+    denoiser = handles["denoiser"]
+    state = denoiser.module.state_dict()
+    linear = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    conv = "up_blocks.0.resnets.0.conv1"
+    shapes = {layer: state[f"unet.{layer}.weight"].shape for layer in (linear, conv)}
+    tensors = {}
+    for layer, shape in shapes.items():
+        name = "lora_unet_" + layer.replace(".", "_")
+        tensors[f"{name}.lora_up.weight"] = torch.randn(shape[0], 2, *(1,) * (len(shape) - 2))
+        tensors[f"{name}.lora_down.weight"] = torch.randn(2, *shape[1:])
+        tensors[f"{name}.alpha"] = torch.tensor(1.0)
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    save_file(tensors, folder / "style.safetensors")
+    folder_paths.add_model_folder_path("loras", str(folder))
+    (changed,) = nodes["SeTeVSRLoadLoRA"].execute(denoiser, "style.safetensors", 0.5).result
+
+    plain = own(nodes, handles, stages, "ddim")
+    patched = own(nodes, {**handles, "denoiser": changed}, stages, "ddim")
+    again = own(nodes, handles, stages, "ddim")
+    assert torch.equal(plain["samples"], again["samples"]) and close(patched, plain) > 0.01
+    (model,) = nodes["SeTeVSRDenoiserModel"].execute(changed).result
+    assert close(native(nodes, {**stages, "model": model}, sampler=euler), patched) < 1e-3
+
+    merged = loras.apply_loras(state, [(folder / "style.safetensors", 0.5)])
+    fresh = type(denoiser.module)(denoiser.module.config, ops=part(pack, "nodes.compat").operations())
+    fresh.empty_text = denoiser.module.empty_text
+    fresh.load_state_dict(merged)
+    hosted = part(pack, "nodes.hosting").host_component("denoiser", fresh, "merged", torch.float32)
+    assert close(own(nodes, {**handles, "denoiser": hosted}, stages, "ddim"), patched) < 1e-4
+    assert loaders.with_lora(changed, str(folder / "style.safetensors"), 1.0).patcher is not changed.patcher
+
+
+@torch.inference_mode()
+def test_mixed_up_native_inputs_are_refused(
+    nodes: dict[str, Any], handles: dict[str, Any], stages: dict[str, Any], pack: ModuleType
+) -> None:
+    import comfy.sample
+
+    wrong = part(pack, "setevsr_core.errors").InputError
+    condition, join = nodes["SeTeVSRSamplingConditioning"].execute, nodes["SeTeVSRJoinLatents"].execute
+    model = stages["model"]
+    with pytest.raises(wrong, match="not a SeTe-VSR denoiser"):
+        condition(handles["vae"].patcher, stages["latents"])
+    positive, _, latents = condition(model, stages["latents"]).result
+    with pytest.raises(wrong, match="1 segments came, but the video has 2"):
+        join(latents[:1])
+    with pytest.raises(wrong, match="no segments of 'Sampling Conditioning'"):
+        join([stages["latents"]])
+    with pytest.raises(wrong, match="do not cut, repeat or resize"):
+        join([{**latents[0], "samples": latents[0]["samples"][:2]}, latents[1]])
+
+    def sample(conditioning: Any, samples: Tensor) -> None:
+        sigmas = torch.tensor([1.0, 0.0])
+        noise = torch.randn(samples.shape)
+        comfy.sample.sample_custom(
+            model, noise, 1.0, euler(None), sigmas, conditioning, conditioning, samples, disable_pbar=True
+        )
+
+    with pytest.raises(wrong, match="holds no low-resolution latents"):
+        sample([[torch.zeros(1, 2, 8), {}]], latents[0]["samples"])
+    with pytest.raises(wrong, match="use the latents that 'Sampling Conditioning' gives"):
+        sample(positive[0], latents[0]["samples"][:2])
+    empty = handles["denoiser"].module.empty_text
+    try:
+        handles["denoiser"].module.empty_text = None
+        with pytest.raises(wrong, match="no embedding of the empty prompt: connect a CONDITIONING"):
+            condition(model, stages["latents"])
+        text = [[torch.ones(1, 2, 8), {}]]
+        plus, minus, _ = condition(model, stages["latents"], conditioning=text).result
+        assert torch.equal(plus[0][0][0], text[0][0]) and not minus[0][0][0].any()
+    finally:
+        handles["denoiser"].module.empty_text = empty
