@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -77,6 +78,15 @@ def device_for_plain_modules() -> torch.device:
     if management.vram_state == management.VRAMState.NO_VRAM:
         return torch.device("cpu")
     return management.get_torch_device()
+
+
+def precision_is_forced(kind: str) -> bool:
+    """True if ComfyUI was started with an option that fixes the number type of `kind` ("vae" or a diffusion model)."""
+    from comfy.cli_args import args
+
+    part = "vae" if kind == "vae" else "unet"
+    names = ("force_fp32", "force_fp16", *(f"{number}_{part}" for number in ("fp64", "fp32", "bf16", "fp16")))
+    return any(getattr(args, name, False) for name in names)
 
 
 def compute_device() -> torch.device:
@@ -155,6 +165,21 @@ def previews_enabled() -> bool:
     except ImportError:
         return False
     return args.preview_method != LatentPreviewMethod.NoPreviews
+
+
+def tiny_decoder_file() -> Path | None:
+    """The TAESD decoder of Stable Diffusion 1 and 2 in models/vae_approx; None without one, or if the user wants the
+    plain preview (`--preview-method latent2rgb`).
+    """
+    import folder_paths
+    from comfy.cli_args import LatentPreviewMethod, args
+
+    if args.preview_method == LatentPreviewMethod.Latent2RGB:
+        return None
+    for name in folder_paths.get_filename_list("vae_approx"):
+        if Path(name).stem in ("taesd_decoder", "taesd"):
+            return Path(folder_paths.get_full_path("vae_approx", name) or name)
+    return None
 
 
 def preview_size() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import compat, folders, sockets, widgets
-from .hosting import DENOISER, ENCODER, PLAIN_LAYERS, VAE, ComponentHandle, choose_dtype, host_component
+from .hosting import DENOISER, ENCODER, FP8, PLAIN_LAYERS, VAE, ComponentHandle, choose_dtype, host_component
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def load_component(kind: str, path: str, name: str, precision: str, **options: A
     dtype = choose_dtype(kind, precision)
     module = readers[kind](path, dtype=dtype, device="cpu", **options)
     log.info("SeTe-VSR: loaded the %s from %s", kind.replace("_", " "), name)
-    return host_component(kind, module, name, dtype)
+    return host_component(kind, module, name, dtype, fp8=precision == FP8)
 
 
 def load_preset(name: str, precision: str) -> tuple[ComponentHandle, ComponentHandle, ComponentHandle | None]:
@@ -55,7 +55,8 @@ def _load_preset(
     log.info("SeTe-VSR: loaded the preset %s from %s", preset.name, folder)
 
     def host(kind: str, module: Any) -> ComponentHandle:
-        return host_component(kind, module, preset.name, choose_dtype(kind, precision), preset.defaults)
+        dtype = choose_dtype(kind, precision)
+        return host_component(kind, module, preset.name, dtype, preset.defaults, fp8=precision == FP8)
 
     encoder = host(ENCODER, preset.encoder) if preset.encoder is not None else None
     return host(DENOISER, preset.denoiser), host(VAE, preset.vae), encoder
@@ -188,7 +189,7 @@ class LoadLoRA(io.ComfyNode):
                     "way.",
                 ),
             ],
-            outputs=[sockets.Denoiser.Output("denoiser", tooltip="The changed denoiser; the given one stays as it is.")],
+            outputs=[sockets.Denoiser.Output("denoiser", tooltip="Changed; the given one stays as it is.")],
         )
 
     @classmethod

@@ -23,6 +23,7 @@ from ..setevsr_core.errors import InputError
 from ..setevsr_core.sampling import schedules
 from ..setevsr_core.sampling.loop import tile_region
 from ..setevsr_core.sampling.tiles import blend_tiles, plan_tiles
+from .progress import makes_sd_latents
 
 PREFIX = "diffusion_model.denoiser."
 """Where the denoiser's weights stand in the model; patches (LoRA) are registered under it."""
@@ -115,6 +116,8 @@ class SeTeModel(comfy.model_base.BaseModel):
         super().__init__(config, comfy.model_base.ModelType.EPS, device=device)
         self.model_sampling = SeTeSampling(config)
         self.diffusion_model = HostedDenoiser(denoiser)
+        if makes_sd_latents(denoiser):
+            self.latent_format.taesd_decoder_name = "taesd_decoder"
         if hasattr(comfy.model_management, "archive_model_dtypes"):
             comfy.model_management.archive_model_dtypes(self.diffusion_model)
 

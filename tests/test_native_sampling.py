@@ -5,6 +5,7 @@ Needs a ComfyUI tree, like test_nodes.py, whose tiny networks are used here.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -114,7 +115,7 @@ def test_ddpm_gives_what_our_ddpm_gives(
 @torch.inference_mode()
 def test_ksampler_node_runs_with_any_sampler(nodes: dict[str, Any], stages: dict[str, Any]) -> None:
     """ComfyUI's own KSampler node, guidance included: positive and negative in one batch or one after the other."""
-    from nodes import KSampler
+    KSampler = importlib.import_module("nodes").KSampler  # ComfyUI's, not this repository's folder
 
     results = []
     for semantics in (None, stages["semantics"]):
@@ -166,8 +167,8 @@ def test_lora_patches_the_denoiser_and_leaves_the_given_one(
     loras, loaders = part(pack, "setevsr_core.checkpoints.lora"), part(pack, "nodes.loaders")
     denoiser = handles["denoiser"]
     state = denoiser.module.state_dict()
-    linear = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    conv = "up_blocks.0.resnets.0.conv1"
+    linear = "up_blocks.3.attentions.1.transformer_blocks.0.attn1.to_v"
+    conv = "up_blocks.3.resnets.1.conv1"
     shapes = {layer: state[f"unet.{layer}.weight"].shape for layer in (linear, conv)}
     tensors = {}
     for layer, shape in shapes.items():
@@ -237,3 +238,108 @@ def test_mixed_up_native_inputs_are_refused(
         assert torch.equal(plus[0][0][0], text[0][0]) and not minus[0][0][0].any()
     finally:
         handles["denoiser"].module.empty_text = empty
+
+
+# ---- memory and precision -------------------------------------------------------------------------------------------
+@torch.inference_mode()
+def test_streamed_weights_give_the_same_bits(
+    nodes: dict[str, Any], handles: dict[str, Any], stages: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Low-VRAM loading: with room for a tenth of the weights the other layers are cast at use, layer by layer."""
+    denoiser = handles["denoiser"]
+    whole = own(nodes, handles, stages, "ddim")
+    patcher = denoiser.patcher.clone()
+    streamed = type(denoiser)(denoiser.kind, denoiser.module, patcher, "streamed", denoiser.defaults)
+    monkeypatch.setattr(type(denoiser), "load", lambda self, memory=0.0: self.module)
+    patcher.load(torch.device("cpu"), lowvram_model_memory=patcher.model_size() // 10)
+    layers = [m for m in denoiser.module.modules() if hasattr(m, "comfy_cast_weights")]
+    try:
+        assert 0 < sum(m.comfy_cast_weights for m in layers) and patcher.model.model_lowvram
+        assert torch.equal(own(nodes, {**handles, "denoiser": streamed}, stages, "ddim")["samples"], whole["samples"])
+    finally:
+        patcher.unpatch_model(torch.device("cpu"))
+
+
+def fresh_denoiser(handles: dict[str, Any], pack: ModuleType, precision: str) -> Any:
+    """The tiny denoiser once more, hosted in another precision, as the loaders do it."""
+    hosting, module = part(pack, "nodes.hosting"), handles["denoiser"].module
+    copy = type(module)(module.config, ops=part(pack, "nodes.compat").operations(), empty_text=module.empty_text)
+    copy.load_state_dict(module.state_dict())
+    return hosting.host_component(
+        "denoiser", copy, precision, hosting.choose_dtype("denoiser", precision), fp8=precision == hosting.FP8
+    )
+
+
+@torch.inference_mode()
+def test_precisions(
+    nodes: dict[str, Any], handles: dict[str, Any], stages: dict[str, Any], pack: ModuleType
+) -> None:
+    """bf16 and fp8 stay near fp32, fp8 less so; fp8 takes a byte a weight; native sampling takes it too."""
+    exact = own(nodes, handles, stages, "ddim")
+    spread = exact["samples"].std()
+    errors, sizes = {}, {}
+    for precision in ("fp32", "bf16", "fp8"):
+        hosted = fresh_denoiser(handles, pack, precision)
+        found = own(nodes, {**handles, "denoiser": hosted}, stages, "ddim")["samples"]
+        errors[precision] = float((found - exact["samples"]).square().mean().sqrt() / spread)
+        sizes[precision] = hosted.patcher.model_size()
+    assert errors["fp32"] == 0 and 0 < errors["bf16"] < errors["fp8"] < 0.2, errors
+    assert sizes["bf16"] / sizes["fp32"] == pytest.approx(0.5, abs=0.01)
+    assert sizes["fp8"] / sizes["fp32"] < 0.3
+    (model,) = nodes["SeTeVSRDenoiserModel"].execute(hosted).result
+    assert close(native(nodes, {**stages, "model": model}, sampler=euler), {"samples": found}) < 0.05
+
+
+@pytest.mark.parametrize("native_bf16", [True, False])
+def test_automatic_precision_on_a_cpu(
+    native_bf16: bool, pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfy.cli_args import args
+
+    hosting, precision = part(pack, "nodes.hosting"), part(pack, "setevsr_core.precision")
+    monkeypatch.setattr(precision, "cpu_computes_bfloat16", lambda: native_bf16)
+    for kind in ("denoiser", "vae", "semantic_encoder"):
+        expected = torch.bfloat16 if native_bf16 else torch.float32
+        assert hosting.choose_dtype(kind, "auto") == expected
+        assert hosting.choose_dtype(kind, "fp32") == torch.float32
+    monkeypatch.setattr(args, "force_fp32", True)
+    assert hosting.choose_dtype("vae", "auto") == torch.float32
+
+
+@torch.inference_mode()
+def test_taesd_previews(
+    handles: dict[str, Any], stages: dict[str, Any], pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TAESD file in models/vae_approx makes the previews of Stable Diffusion's latents, and of no others."""
+    import folder_paths
+    from comfy.cli_args import LatentPreviewMethod, args
+    from safetensors.torch import save_file
+
+    diffusers = pytest.importorskip("diffusers")
+    progress, preview = part(pack, "nodes.progress"), part(pack, "setevsr_core.stages").preview
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
+    assert progress.latent_pictures(handles["denoiser"]) is preview
+    monkeypatch.setattr(progress, "makes_sd_latents", lambda _: True)
+    assert progress.latent_pictures(handles["denoiser"]) is preview  # there is no file yet
+    folder_paths.add_model_folder_path("vae_approx", str(tmp_path))
+    path = tmp_path / "taesd_decoder.safetensors"
+    save_file(diffusers.AutoencoderTiny().state_dict(), path)
+    monkeypatch.setattr(folder_paths, "get_filename_list", lambda _: [path.name])
+    show = progress.latent_pictures(handles["denoiser"])
+    assert show(torch.zeros(1, 4, 6, 8), torch.zeros(5, 3)).shape == (1, 48, 64, 3)
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Latent2RGB)
+    assert progress.latent_pictures(handles["denoiser"]) is preview
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.TAESD)
+    progress.tiny_decoder.cache_clear()
+    save_file({"weight": torch.zeros(1)}, path)
+    assert progress.latent_pictures(handles["denoiser"]) is preview  # a wrong file is a warning, no error
+    progress.tiny_decoder.cache_clear()
+
+
+def test_pictures_are_enlarged_to_a_visible_size(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfy.cli_args import LatentPreviewMethod, args
+
+    progress = part(pack, "nodes.progress")
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
+    for side, shown in ((20, 80), (200, 400), (600, 600)):
+        assert progress.preview_picture(torch.zeros(8, side, 3))[1].width == shown
