@@ -28,7 +28,7 @@ class Restorer:
     device: where the networks compute; frames and results stay where the frames are. dtype: None leaves the networks
     as they are. defaults: a preset's own settings, used where a call leaves them open. place: False leaves moving and
     casting of the modules to their owner. prepare(name): called with "vae", "encoder" or "denoiser" before each is
-    used, for an owner that loads networks only when needed. preview(latents, matrix): makes the pictures for `progress`,
+    used, for an owner that loads networks only when needed. preview(latents, matrix): makes the pictures for progress,
     as `stages.preview`, which is the default. `denoiser` may be None if every call sets steps to 0.
     """
 
