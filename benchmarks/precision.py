@@ -2,7 +2,8 @@
 
     python -m benchmarks.precision [--frames 5] [--width 128] [--repeat 2] [--threads 1]
 
-On a machine that is busy with something else take one thread and look at the processor time. Restores the first frames of the bundled clip with a preset at its own settings, once per choice of number types.
+Restores the first frames of the bundled clip with a preset at its own settings, once per choice of number types. On a
+machine that is busy with something else take one thread and look at the processor time.
 """
 
 from __future__ import annotations
