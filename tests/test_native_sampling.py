@@ -343,3 +343,13 @@ def test_pictures_are_enlarged_to_a_visible_size(pack: ModuleType, monkeypatch: 
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
     for side, shown in ((20, 80), (200, 400), (600, 600)):
         assert progress.preview_picture(torch.zeros(8, side, 3))[1].width == shown
+
+
+@torch.inference_mode()
+def test_estimate_node(nodes: dict[str, Any], handles: dict[str, Any]) -> None:
+    """With the preset's networks, and with connected ones."""
+    common = {"preset": "nano", "width": 32, "height": 24, "frames": 7, "scale": 2.0, "steps": 2}
+    text, gigabytes, minutes = nodes["SeTeVSREstimate"].execute(**common).result
+    assert "7 frames become 64x48, in 2 segments" in text and gigabytes > 0 and minutes > 0
+    _, smaller, _ = nodes["SeTeVSREstimate"].execute(**common, **handles).result
+    assert 0 < smaller < gigabytes

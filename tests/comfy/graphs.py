@@ -17,6 +17,7 @@ NODES = {
     "SeTeVSRDenoiserModel",
     "SeTeVSREncodeLatents",
     "SeTeVSREncodeSemantics",
+    "SeTeVSREstimate",
     "SeTeVSRFrameNoise",
     "SeTeVSRJoinLatents",
     "SeTeVSRLoadDenoiser",
