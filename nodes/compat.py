@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -62,6 +63,14 @@ def make_patcher(
     return chosen(module, load_device=load_device, offload_device=offload_device)
 
 
+def lora_patch(update: Any) -> Any:
+    """A `lora.Update` as a weight patch of ComfyUI, which computes it when the weights are loaded or streamed."""
+    from comfy.weight_adapter import LoRAAdapter
+
+    rank = update.down.shape[0]
+    return LoRAAdapter(set(), (update.up, update.down, update.scale * rank, update.mid, None, None))
+
+
 def device_for_plain_modules() -> torch.device:
     """Where a module of plain torch layers can run: `--novram` never loads one fully, so it stays on the CPU."""
     import comfy.model_management as management
@@ -69,6 +78,15 @@ def device_for_plain_modules() -> torch.device:
     if management.vram_state == management.VRAMState.NO_VRAM:
         return torch.device("cpu")
     return management.get_torch_device()
+
+
+def precision_is_forced(kind: str) -> bool:
+    """True if ComfyUI was started with an option that fixes the number type of `kind` ("vae" or a diffusion model)."""
+    from comfy.cli_args import args
+
+    part = "vae" if kind == "vae" else "unet"
+    names = ("force_fp32", "force_fp16", *(f"{number}_{part}" for number in ("fp64", "fp32", "bf16", "fp16")))
+    return any(getattr(args, name, False) for name in names)
 
 
 def compute_device() -> torch.device:
@@ -147,6 +165,21 @@ def previews_enabled() -> bool:
     except ImportError:
         return False
     return args.preview_method != LatentPreviewMethod.NoPreviews
+
+
+def tiny_decoder_file() -> Path | None:
+    """The TAESD decoder of Stable Diffusion 1 and 2 in models/vae_approx; None without one, or if the user wants the
+    plain preview (`--preview-method latent2rgb`).
+    """
+    import folder_paths
+    from comfy.cli_args import LatentPreviewMethod, args
+
+    if args.preview_method == LatentPreviewMethod.Latent2RGB:
+        return None
+    for name in folder_paths.get_filename_list("vae_approx"):
+        if Path(name).stem in ("taesd_decoder", "taesd"):
+            return Path(folder_paths.get_full_path("vae_approx", name) or name)
+    return None
 
 
 def preview_size() -> int:

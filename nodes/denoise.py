@@ -136,10 +136,10 @@ def denoise_all(
     denoiser: ComponentHandle, note: LatentNote, semantics: SemanticSet | None, text: torch.Tensor | None, settings: Any
 ) -> torch.Tensor:
     """Every span's restored latents, one after the other: (sum of span lengths, 4, h, w), scaled."""
-    from ..setevsr_core.stages import denoise_span, preview
-    from .progress import NodeProgress
+    from ..setevsr_core.stages import denoise_span
+    from .progress import NodeProgress, latent_pictures
 
-    progress = NodeProgress()
+    progress, preview = NodeProgress(), latent_pictures(denoiser)
     height, width = (side * 8 for side in note.scaled.shape[-2:])
     longest = max(len(span) for span in note.spans)
     memory = activation_memory((height, width), longest, settings.tile, denoiser.module.dtype)["denoiser"]

@@ -14,8 +14,12 @@ MODELS = "setevsr"
 WEIGHT_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 NO_FILE = "(no weight file found)"
 
-SHARED = {"denoiser": ("diffusion_models", "checkpoints"), "vae": ("vae",), "semantic_encoder": ("sam2",)}
+LORA = "lora"
+SHARED = {
+    "denoiser": ("diffusion_models", "checkpoints"), "vae": ("vae",), "semantic_encoder": ("sam2",), LORA: ("loras",),
+}
 """Standard folders that may hold a component already, searched after our own."""
+TITLES = {"semantic_encoder": "semantic encoder", "vae": "VAE", LORA: "LoRA"}
 
 
 def register() -> None:
@@ -42,7 +46,7 @@ def find_weights(kind: str, name: str) -> str:
         if path is not None:
             return path
     wanted = "No weight file was found" if name == NO_FILE else f"The weight file '{name}' was not found"
-    raise CheckpointError(f"{wanted} for the {kind.replace('_', ' ')}; put it into {own_folder()} and press R.")
+    raise CheckpointError(f"{wanted} for the {TITLES.get(kind, kind)}; put it into {own_folder()} and press R.")
 
 
 def own_folder() -> Path:

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+FP8 = "fp8"
 DENOISER, VAE, ENCODER = "denoiser", "vae", "semantic_encoder"
 PLAIN_LAYERS = frozenset({ENCODER})
 """Kinds built from layers that ComfyUI cannot stream (SAM 2's own modules): these are loaded whole or not at all."""
@@ -52,14 +53,25 @@ class ComponentHandle:
 
 
 def host_component(
-    kind: str, module: nn.Module, name: str, dtype: torch.dtype, defaults: Mapping[str, Any] | None = None
-) -> ComponentHandle:
-    """Hand a network that was loaded on the CPU to ComfyUI's memory management, stored in `dtype`."""
+    kind: str, module: nn.Module, name: str, dtype: torch.dtype, defaults: Mapping[str, Any] | None = None,
+    *, fp8: bool = False,
+) -> ComponentHandle:  # fmt: skip
+    """Hand a network that was loaded on the CPU to ComfyUI's memory management, stored and computing in `dtype`.
+
+    fp8: store the denoiser's large weights in fp8 instead; other networks are small or need the precision.
+    """
     module.to(dtype)
     module.dtype = dtype  # type: ignore[assignment]  # the networks keep the type they compute in beside their weights
     module.eval().requires_grad_(False)
+    if fp8 and kind == DENOISER:
+        store_in_fp8(module)
     load_device, offload_device = devices(kind)
-    patcher = compat.make_patcher(module, load_device, offload_device, whole=kind in PLAIN_LAYERS)
+    hosted = module
+    if kind == DENOISER:
+        from .native_model import SeTeModel
+
+        hosted = SeTeModel(module, offload_device)
+    patcher = compat.make_patcher(hosted, load_device, offload_device, whole=kind in PLAIN_LAYERS)
     return ComponentHandle(kind, module, patcher, name, dict(defaults or {}))
 
 
@@ -75,18 +87,36 @@ def devices(kind: str) -> tuple[torch.device, torch.device]:
 
 
 def choose_dtype(kind: str, precision: str) -> torch.dtype:
-    """Storage and computing type: what the user asked for, or the best of the device.
+    """Storage and computing type: what the user asked for, or the best of the device; fp8 computes in bf16.
 
-    bf16 comes before fp16 because SD 2.1's attention can overflow fp16; on a CPU the answer is fp32.
+    bf16 comes before fp16 because SD 2.1's attention can overflow fp16. On a CPU the answer is bf16 if the processor
+    computes in it, else fp32; ComfyUI's own options (such as --force-fp32) come first.
     """
     import comfy.model_management as management
 
+    from ..setevsr_core.precision import automatic_dtype
+
+    if precision == FP8:
+        return torch.bfloat16
     if precision in DTYPES:
         return DTYPES[precision]
     device, _ = devices(kind)
+    if device.type == "cpu" and not compat.precision_is_forced(kind):
+        return automatic_dtype(device)
     if kind == VAE:
         return management.vae_dtype(device, [torch.bfloat16, torch.float32])
     return management.unet_dtype(device=device, supported_dtypes=[torch.bfloat16, torch.float16, torch.float32])
+
+
+def store_in_fp8(module: nn.Module) -> None:
+    """Keep the weights of all layers that ComfyUI casts at use as fp8 (e4m3): half of bf16, a little less exact.
+
+    Norms, biases and single parameters stay as they are: they are small, and fp8 would be too coarse for them.
+    """
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        if hasattr(layer, "comfy_cast_weights") and isinstance(weight, nn.Parameter) and weight.ndim >= 2:
+            layer.weight = nn.Parameter(weight.to(torch.float8_e4m3fn), requires_grad=False)
 
 
 class InputMover(nn.Module):
@@ -108,6 +138,7 @@ def make_restorer(
 ) -> Any:
     """A `Restorer` over hosted networks, which loads each one when its turn comes; `memory` as `activation_memory`."""
     from ..setevsr_core.restorer import Restorer
+    from .progress import latent_pictures
 
     handles = {"denoiser": denoiser, "vae": vae} | ({"encoder": encoder} if encoder is not None else {})
     reader = None
@@ -121,6 +152,7 @@ def make_restorer(
     return Restorer(
         denoiser.module, vae.module, reader,
         device=denoiser.device, defaults=dict(denoiser.defaults), place=False, prepare=prepare,
+        preview=latent_pictures(denoiser),
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import compat, folders, sockets, widgets
-from .hosting import DENOISER, ENCODER, PLAIN_LAYERS, VAE, ComponentHandle, choose_dtype, host_component
+from .hosting import DENOISER, ENCODER, FP8, PLAIN_LAYERS, VAE, ComponentHandle, choose_dtype, host_component
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def load_component(kind: str, path: str, name: str, precision: str, **options: A
     dtype = choose_dtype(kind, precision)
     module = readers[kind](path, dtype=dtype, device="cpu", **options)
     log.info("SeTe-VSR: loaded the %s from %s", kind.replace("_", " "), name)
-    return host_component(kind, module, name, dtype)
+    return host_component(kind, module, name, dtype, fp8=precision == FP8)
 
 
 def load_preset(name: str, precision: str) -> tuple[ComponentHandle, ComponentHandle, ComponentHandle | None]:
@@ -54,7 +55,8 @@ def _load_preset(
     log.info("SeTe-VSR: loaded the preset %s from %s", preset.name, folder)
 
     def host(kind: str, module: Any) -> ComponentHandle:
-        return host_component(kind, module, preset.name, choose_dtype(kind, precision), preset.defaults)
+        dtype = choose_dtype(kind, precision)
+        return host_component(kind, module, preset.name, dtype, preset.defaults, fp8=precision == FP8)
 
     encoder = host(ENCODER, preset.encoder) if preset.encoder is not None else None
     return host(DENOISER, preset.denoiser), host(VAE, preset.vae), encoder
@@ -168,4 +170,47 @@ class LoadSemanticEncoder(io.ComfyNode):
         return io.NodeOutput(load_component(ENCODER, folders.find_weights(ENCODER, file), file, precision))
 
 
-NODES = [LoadPreset, LoadDenoiser, LoadTemporalVAE, LoadSemanticEncoder]
+class LoadLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return compat.schema(
+            node_id="SeTeVSRLoadLoRA",
+            display_name="Load LoRA (SeTe-VSR)",
+            category=widgets.LOADERS,
+            description="Changes a denoiser by a LoRA: of Stable Diffusion 2.1 (its part of the U-Net keeps that "
+            "model's names) or of this denoiser. Several can be put one after the other.",
+            search_aliases=[*widgets.ALIASES, "lora"],
+            inputs=[
+                sockets.Denoiser.Input("denoiser", tooltip="From Load Denoiser, Load Preset or another Load LoRA."),
+                widgets.weight_file(folders.LORA, "models/loras"),
+                compat.widget(
+                    io.Float, "strength", default=1.0, min=-10.0, max=10.0, step=0.05,
+                    tooltip="How much of the change is added: 1 as trained, 0 nothing, negative values go the other "
+                    "way.",
+                ),
+            ],
+            outputs=[sockets.Denoiser.Output("denoiser", tooltip="Changed; the given one stays as it is.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **others: Any) -> int:
+        return Path(folders.find_weights(folders.LORA, file)).stat().st_mtime_ns
+
+    @classmethod
+    def execute(cls, denoiser: ComponentHandle, file: str, strength: float = 1.0) -> io.NodeOutput:
+        return io.NodeOutput(with_lora(denoiser, folders.find_weights(folders.LORA, file), strength))
+
+
+def with_lora(denoiser: ComponentHandle, path: str, strength: float) -> ComponentHandle:
+    """The denoiser with a LoRA as a patch: ComfyUI adds it when it loads the weights and takes it out again."""
+    from ..setevsr_core.checkpoints import lora
+    from .native_model import PREFIX
+
+    shapes = {key: tuple(value.shape) for key, value in denoiser.module.state_dict().items()}
+    _, updates = lora.read_lora(path, shapes)
+    patcher = denoiser.patcher.clone()
+    patcher.add_patches({PREFIX + key: compat.lora_patch(update) for key, update in updates.items()}, strength)
+    return replace(denoiser, patcher=patcher)
+
+
+NODES = [LoadPreset, LoadDenoiser, LoadTemporalVAE, LoadSemanticEncoder, LoadLoRA]

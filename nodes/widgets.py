@@ -24,7 +24,7 @@ DECODER_ONLY = "none (decoder only)"
 
 SAMPLERS = [PRESETS_OWN, "ddpm", "ddim", "dpmpp_2m", "unipc", "lcm", "tcd", DECODER_ONLY]
 COLOURS = ["wavelet", "adain", "lab", "none"]
-PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
+PRECISIONS = ["auto", "fp32", "bf16", "fp16", "fp8"]
 SCENE_CUTS = ["auto", "off"]
 DEFAULT_PRESET = "nano"
 
@@ -134,8 +134,9 @@ def tile_overlap() -> Any:
 def precision() -> Any:
     return widget(
         io.Combo, "precision", options=PRECISIONS, default="auto", advanced=True,
-        tooltip="Number format of the weights. auto: what your device does best (fp32 on a CPU). bf16 and fp16 halve "
-        "the memory; fp32 is the most exact.",
+        tooltip="Number format of the weights. auto: what your device does best (on a CPU bf16 if it computes in it, "
+        "else fp32). bf16 and fp16 halve the memory; fp32 is the most exact; fp8 stores the denoiser in a quarter and "
+        "computes in bf16.",
     )
 
 

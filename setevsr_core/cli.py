@@ -1,4 +1,4 @@
-"""The command line: `setevsr restore | degrade | pack | train | convert | info`.
+"""The command line: `setevsr restore | estimate | degrade | pack | train | convert | info`.
 
 Each subcommand lives in a module with `add_parser(subparsers)` and `run(args)`; only the module of the chosen one is
 imported, so `setevsr --help` answers at once.
@@ -20,6 +20,7 @@ from .errors import SeTeVSRError
 # name -> (module beside this one, one line for --help)
 COMMANDS = {
     "restore": (".restore_command", "restore and enlarge a video"),
+    "estimate": (".estimate_command", "say how much memory and time a run will take"),
     "degrade": (".training.degrade_command", "make a bad video out of a good one, as for training"),
     "pack": (".training.pack_command", "prepare training data from folders of videos and photographs"),
     "train": (".training.train_command", "train the parts of the model"),

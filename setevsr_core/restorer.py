@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import stages
 from .errors import InputError, SettingsError
+from .precision import automatic_dtype
 from .progress import Progress, SegmentProgress
 from .segment_run import SegmentRun
 from .settings import RestoreSettings, resolve_settings
@@ -27,7 +28,8 @@ class Restorer:
     device: where the networks compute; frames and results stay where the frames are. dtype: None leaves the networks
     as they are. defaults: a preset's own settings, used where a call leaves them open. place: False leaves moving and
     casting of the modules to their owner. prepare(name): called with "vae", "encoder" or "denoiser" before each is
-    used, for an owner that loads networks only when needed. `denoiser` may be None if every call sets steps to 0.
+    used, for an owner that loads networks only when needed. preview(latents, matrix): makes the pictures for progress,
+    as `stages.preview`, which is the default. `denoiser` may be None if every call sets steps to 0.
     """
 
     def __init__(
@@ -41,22 +43,24 @@ class Restorer:
         defaults: dict[str, Any] | None = None,
         place: bool = True,
         prepare: Callable[[str], None] | None = None,
+        preview: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.denoiser, self.vae, self.encoder = denoiser, vae, encoder
         self.defaults = dict(defaults or {})
         self.prepare = prepare or (lambda name: None)
+        self.preview = preview or stages.preview
         if place:
             for module in (denoiser, vae, encoder):
                 _place(module, self.device, dtype)
 
     @classmethod
     def from_preset(cls, name: str = "nano", device: Any = None, dtype: torch.dtype | None = None) -> Restorer:
-        """A preset by name or folder. device None: CUDA if there is one; dtype None: fp16 on CUDA, fp32 elsewhere."""
+        """A preset by name or folder. device None: CUDA if there is one; dtype None: `precision.automatic_dtype`."""
         from .checkpoints import load_preset
 
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+        dtype = dtype or automatic_dtype(device)
         preset = load_preset(name, dtype=dtype, device=device)
         return cls(preset.denoiser, preset.vae, preset.encoder, device=device, dtype=dtype, defaults=preset.defaults)
 

@@ -29,6 +29,7 @@ class Networks(Protocol):
     encoder: Any
     device: torch.device
     prepare: Callable[[str], None]
+    preview: Callable[[Tensor, Tensor], Tensor]
 
 
 class SegmentRun:
@@ -61,7 +62,7 @@ class SegmentRun:
         if settings.steps:
 
             def on_step(index: int, steps: int, noisy: Tensor, clean: Tensor) -> None:
-                picture = stages.preview(clean[:1], encoded.preview_matrix)[0].cpu()
+                picture = networks.preview(clean[:1], encoded.preview_matrix)[0].cpu()
                 bar.update("denoise", (index + 1) / steps, f"step {index + 1} of {steps}", picture)
 
             networks.prepare("denoiser")

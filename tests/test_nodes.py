@@ -32,6 +32,8 @@ NODE_IDS = {
     "SeTeVSRSplitSegments", "SeTeVSREncodeSemantics", "SeTeVSREncodeLatents", "SeTeVSRDenoise",
     "SeTeVSRTemporalDecode", "SeTeVSRStitchSegments", "SeTeVSRUpscaleImages", "SeTeVSRUpscaleVideo",
     "SeTeVSRDegradeVideo", "SeTeVSRCompare", "SeTeVSRSampleVideo",
+    "SeTeVSRLoadLoRA", "SeTeVSRDenoiserModel", "SeTeVSRSamplingConditioning", "SeTeVSRFrameNoise", "SeTeVSRJoinLatents",
+    "SeTeVSREstimate",
 }  # fmt: skip
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 SAMPLING = {"seed": 3, "steps": 2, "sampler": "ddpm", "strength": 1.0, "tile": 16, "tile_overlap": 8}

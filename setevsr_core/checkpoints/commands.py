@@ -35,6 +35,11 @@ def add_parser(subparsers: Any) -> None:
     convert.add_argument("--dtype", choices=DTYPES, help="stored number type (default: as in the source)")
     convert.add_argument("--head-dim", type=int, default=64, help="width of the U-Net's attention heads (default 64)")
     convert.add_argument("--lr-heads", type=int, default=4, help="attention heads of the LR encoder (default 4)")
+    convert.add_argument("--lora", nargs=2, action="append", default=[], metavar=("FILE", "STRENGTH"),
+                         help="add a LoRA to the denoiser for good; may be given several times")
+    convert.add_argument("--empty-text", metavar="FILE",
+                         help="store this embedding of the empty prompt in the denoiser: a file with one tensor "
+                              "(1, tokens, width), made with the text encoder of its base model")
     convert.set_defaults(run=run_convert)
 
 
@@ -112,11 +117,32 @@ def run_convert(args: argparse.Namespace) -> int:
     kind = args.kind or describe(file).kind
     if kind not in LOADERS:
         raise CheckpointError(f"{file.name} is {describe(file).description}; nothing in it can be converted.")
-    options = {"head_dim": args.head_dim, "lr_heads": args.lr_heads} if kind == DENOISER else {}
+    options = denoiser_options(args) if kind == DENOISER else {}
     stored = {value.dtype for value in file.tensors.values() if value.is_floating_point()}
     dtype = DTYPES[args.dtype] if args.dtype else (stored.pop() if len(stored) == 1 else torch.float32)
     network = LOADERS[kind](file, dtype=dtype, **options)
+    if args.empty_text and kind == DENOISER:
+        network.empty_text = read_empty_text(args.empty_text, network.config.context_dim).to(network.dtype)
     save_native(network, target, {"source": Path(file.name).name})
     print(f"{target}: {kind}, {sum(p.numel() for p in network.parameters()):,} parameters, "
           f"{target.stat().st_size / 1e6:.1f} MB")
     return 0
+
+
+def denoiser_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `load_denoiser` needs besides the file."""
+    try:
+        loras = [(path, float(strength)) for path, strength in args.lora]
+    except ValueError as error:
+        raise SettingsError(f"the strength of a LoRA must be a number ({error}).") from error
+    return {"head_dim": args.head_dim, "lr_heads": args.lr_heads, "loras": loras}
+
+
+def read_empty_text(path: str, width: int) -> torch.Tensor:
+    """The embedding (1, tokens, width) in a file that holds nothing else."""
+    tensors = list(open_source(path).tensors.values())
+    if len(tensors) != 1 or tensors[0].ndim != 3 or tensors[0].shape[0] != 1 or tensors[0].shape[2] != width:
+        shapes = [list(tensor.shape) for tensor in tensors[:3]]
+        raise CheckpointError(f"{path} holds {len(tensors)} tensors, such as {shapes}; expected one text embedding of "
+                              f"the shape [1, tokens, {width}].")
+    return tensors[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..networks.denoiser import Denoiser, DenoiserConfig
 from .building import Shapes, build, shapes_of
 from .files import Source, TensorFile, folder_setting, open_source
+from .lora import LoRA, apply_loras
 from .native import stored_config
 from .registry import COMPONENTS, DENOISER, find
 
@@ -27,7 +28,7 @@ ADDED = (".semantic_attention.", ".temporal_transformer.", ".temporal_spatial.",
 
 def load_denoiser(source: Source | TensorFile, *, head_dim: int = 64, lr_heads: int = 4,
                   dtype: torch.dtype | None = None, device: Any = "cpu", ops: Any = nn,
-                  changes: Mapping[str, Any] | None = None) -> Denoiser:
+                  changes: Mapping[str, Any] | None = None, loras: Sequence[LoRA] = ()) -> Denoiser:
     """Load a denoiser: native, MGLD-VSR, or the U-Net of Stable Diffusion 2.1 (original or diffusers).
 
     source: path of a file, of a diffusers folder, or a state dict.
@@ -36,6 +37,7 @@ def load_denoiser(source: Source | TensorFile, *, head_dim: int = 64, lr_heads: 
     dtype: None keeps the stored type (float32 on the CPU).
     changes: fields of `DenoiserConfig` to alter, for training. Modules this adds are initialised so that SeAM,
         temporal transformer and TSAM leave the output as it was.
+    loras: (LoRA file, strength) pairs that are added to the weights, for good; see `lora`.
     The network has the modules the file has: a plain SD 2.1 U-Net gives one without SPADE and LR encoder.
     Raises `CheckpointError` naming the file, what it is and what was expected.
     """
@@ -50,6 +52,7 @@ def load_denoiser(source: Source | TensorFile, *, head_dim: int = 64, lr_heads: 
         config = read_config(shapes_of(tensors), file.name, head_dim=head_dim, lr_heads=lr_heads)
     config = replace(config, **changes) if changes else config
     empty_text = tensors.pop("empty_text", None)
+    tensors = apply_loras(tensors, loras)
     log.info("%s: %s", file.name, entry.title)
     network = build(partial(Denoiser, config), tensors, name=file.name, dtype=dtype, device=device, ops=ops,
                     fresh=is_added if changes else lambda _: False)

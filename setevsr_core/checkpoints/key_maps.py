@@ -23,6 +23,10 @@ VAE_RESNET = {"nin_shortcut": "conv_shortcut"}
 VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 # AutoencoderKL files written before diffusers 0.17, the published SD 2.1 ones among them.
 OLD_DIFFUSERS_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# Blocks of SAM 2's Hiera trunk in the transformers package: its name -> the official one.
+TRANSFORMERS_HIERA = {
+    "layer_norm1": "norm1", "layer_norm2": "norm2", "mlp.proj_in": "mlp.layers.0", "mlp.proj_out": "mlp.layers.1",
+}
 SAME: dict[str, str] = {}
 
 # prefix -> (renamed prefix, layer table)
@@ -139,6 +143,17 @@ def vae_table(levels: int, blocks: int = 2) -> Table:
         table[f"encoder.down.{level}.downsample"] = (f"{down}.downsamplers.0", SAME)
         table[f"decoder.up.{level}.upsample"] = (f"{up}.upsamplers.0", SAME)
     return table
+
+
+def transformers_sam2_table(blocks: int, levels: int) -> Table:
+    """Prefixes of the transformers package's `Sam2VisionModel` -> those of the official SAM 2 checkpoints.
+
+    `blocks` of the trunk; `levels` of the neck, in the same order in both.
+    """
+    trunk = "image_encoder.trunk"
+    table: Table = {"backbone": (trunk, SAME), "backbone.patch_embed.projection": (f"{trunk}.patch_embed.proj", SAME)}
+    table |= {f"backbone.blocks.{i}": (f"{trunk}.blocks.{i}", TRANSFORMERS_HIERA) for i in range(blocks)}
+    return table | {f"neck.convs.{i}": (f"image_encoder.neck.convs.{i}.conv", SAME) for i in range(levels)}
 
 
 def old_diffusers_vae_table() -> Table:

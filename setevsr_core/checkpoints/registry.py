@@ -25,7 +25,7 @@ EXPECTED = {
     VAE: "a SeTe-VSR VAE, video_vae_cfw.ckpt of MGLD-VSR, or the VAE of Stable Diffusion 2.1 (alone or in its "
          "checkpoint)",
     SEMANTIC: "a SeTe-VSR semantic encoder or an official SAM 2 / SAM 2.1 checkpoint (sam2.1_hiera_*.pt or "
-              ".safetensors)",
+              ".safetensors, also in the layout of the transformers package)",
 }
 COMPONENTS = {DENOISER: ("unet", "denoiser"), VAE: ("vae",), SEMANTIC: ("semantic_encoder", "sam2")}
 
@@ -163,6 +163,21 @@ def _convert_sam2(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
     return {key: value for key, value in under(tensors, prefix).items() if key.startswith("image_encoder.")}
 
 
+def _find_transformers_sam2(tensors: Tensors) -> str | None:
+    names = "backbone.patch_embed.projection.weight", "neck.convs.0.weight"
+    return _first(tensors, ("vision_encoder.", "", "detector_model.vision_encoder."), *names)
+
+
+def _convert_transformers_sam2(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
+    """A SAM 2 image encoder of the transformers package under official names."""
+    kept = {key: value for key, value in under(tensors, prefix).items() if key.startswith(("backbone.", "neck."))}
+    numbers = [key.split(".") for key in kept]
+    blocks = 1 + max((int(parts[2]) for parts in numbers if parts[:2] == ["backbone", "blocks"]), default=-1)
+    levels = 1 + max((int(parts[2]) for parts in numbers if parts[:2] == ["neck", "convs"]), default=-1)
+    table = key_maps.transformers_sam2_table(blocks, levels)
+    return {key_maps.rename(key, table): value for key, value in kept.items()}
+
+
 FORMATS = (
     Format(DENOISER, "native", "SeTe-VSR denoiser", _find_native_denoiser, _as_they_are),
     Format(DENOISER, "mgld-vsr", "MGLD-VSR U-Net with LR encoder", _find_mgld, convert_original_unet),
@@ -174,6 +189,8 @@ FORMATS = (
     Format(VAE, "sd-original", "Stable Diffusion VAE, original layout", _find_original_vae, convert_original_vae),
     Format(VAE, "sd-diffusers", "Stable Diffusion VAE, diffusers layout", _find_diffusers_vae, convert_diffusers_vae),
     Format(SEMANTIC, "sam2", "SAM 2 image encoder", _find_sam2, _convert_sam2),
+    Format(SEMANTIC, "sam2-transformers", "SAM 2 image encoder, transformers layout", _find_transformers_sam2,
+           _convert_transformers_sam2),
 )
 # Native files say their kind; their tensors already have our names.
 NATIVE = {kind: Format(kind, "native", f"SeTe-VSR {kind.replace('_', ' ')}", lambda _: "", _as_they_are)

@@ -39,6 +39,13 @@ def is_sdxl(tensors: Tensors) -> bool:
     return _has(tensors, "label_emb.0.0.weight", "add_embedding.linear_1.weight", "conditioner.embedders.")
 
 
+def is_tiny_decoder(tensors: Tensors) -> bool:
+    """Whether a file is (or contains) the decoder of TAESD or its like, of its authors or of diffusers."""
+    first = tensors.get("1.weight", tensors.get("decoder.layers.0.weight"))
+    return first is not None and first.ndim == 4 and ("3.conv.0.weight" in tensors or
+                                                      "decoder.layers.2.conv.0.weight" in tensors)
+
+
 Strangers = tuple[tuple[Callable[[Tensors], bool], str], ...]
 
 # (test, what the file is), most specific first. Lookalikes share names with the U-Nets above, so they are asked first;
@@ -57,9 +64,8 @@ LOOKALIKES: Strangers = (
      "an inpainting, depth or upscaling U-Net (its first convolution does not take 4 latent channels)"),
 )
 OTHERS: Strangers = (
-    (lambda t: _has(t, "encoder.layers.0.weight") and _has(t, "decoder.layers.1.weight"), "a TAESD preview decoder"),
+    (is_tiny_decoder, "a TAESD preview decoder"),
     (lambda t: "image_encoder.patch_embed.proj.weight" in t, "a first-generation SAM model"),
-    (lambda t: _has(t, "vision_encoder.backbone.patch_embed.projection."), "a SAM 2 model in transformers layout"),
     (lambda t: _has(t, "text_model.encoder.layers.", "transformer.resblocks."), "a CLIP text encoder"),
     (lambda t: _has(t, "conv_first.weight", "RRDB_trunk", "body.0.rdb1"), "a plain image upscaler (ESRGAN family)"),
     (lambda t: _has(t, "fnet.", "update_block."), "an optical-flow model"),

@@ -87,6 +87,18 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
+def run_graph(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Prompt], Finished]:
+    """A function: API graph -> what the server says, and the videos it saved."""
+
+    def execute(prompt: Prompt) -> Finished:
+        run = client.run(prompt)
+        folder = tmp_path_factory.mktemp("graph")
+        return Finished(run, [_fetch(client, f, folder) for f in run.files() if _is_video(f)])
+
+    return execute
+
+
+@pytest.fixture(scope="session")
 def finished(client: Client, prepared: Callable[[Path], Prompt], tmp_path_factory: pytest.TempPathFactory):
     """A function: bundled workflow -> what it made of the tiny clip; each runs once a session."""
     done: dict[Path, Finished] = {}

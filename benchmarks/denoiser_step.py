@@ -1,0 +1,172 @@
+"""One denoising step at full size against a plain Stable Diffusion 2.1 U-Net: operations, share of every module, time.
+
+    python -m benchmarks.denoiser_step [--latent 64] [--frames 5] [--threads N] [--dtype bfloat16] [--count-only]
+
+Operations are counted on tensors without data. Times are of random weights (they take about 4 GB in bfloat16), one
+step after a warm-up, in processor seconds divided by threads, so that a busy machine disturbs them little. The plain
+U-Net is diffusers' UNet2DConditionModel with SD 2.1's sizes, on the same latents as a batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from setevsr_core.estimate import matmul_rate
+from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
+from setevsr_core.workload import count
+
+TOKENS, GRID = 77, 64
+MODULES = {
+    "semantic_attention": "SeAM", "temporal_transformer": "temporal transformers", "temporal_spatial": "TSAM",
+    "spade": "SPADE", "temporal_convs": "baseline temporal convolutions",
+    "temporal_attentions": "baseline temporal attention",
+}  # fmt: skip
+NEW = {"semantic_levels": (), "temporal_sites": "none", "temporal_spatial_sites": "none"}
+
+
+def plain_unet(device: str, dtype: torch.dtype) -> Any:
+    """SD 2.1's U-Net as diffusers builds it."""
+    import diffusers
+
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280, 1280), attention_head_dim=(5, 10, 20, 20), use_linear_projection=True,
+            cross_attention_dim=1024,
+        )  # fmt: skip
+    return filled(unet.to(dtype), device)
+
+
+def filled(network: Any, device: str) -> Any:
+    """The network with small random weights; without any on the meta device."""
+    network = network.requires_grad_(False).eval()
+    if device == "meta":
+        return network
+    network = network.to_empty(device=device)
+    for value in network.parameters():
+        value.normal_(0.0, 0.02)
+    return network
+
+
+def inputs(frames: int, side: int, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    def random(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, device=device, dtype=dtype) if device == "meta" else torch.randn(shape).to(dtype)
+
+    times = torch.full((frames,), 500, device=device)
+    return {"latents": random(frames, 4, side, side), "lr": random(frames, 4, side, side), "times": times,
+            "text": random(1, TOKENS, 1024), "semantics": random(frames, 256, GRID, GRID)}
+
+
+def our_step(network: Any, data: dict[str, torch.Tensor], *, cached: bool = True) -> Callable[[], Any]:
+    """LR encoder and U-Net as the sampling loop calls them. cached: keys and values are projected once, outside."""
+    frames, config = len(data["latents"]), network.config
+    keys: dict[str, Any] = {"text": data["text"], "semantics": data["semantics"] if config.semantic_levels else None}
+    if cached:
+        keys = {"text": network.project_text(keys["text"]), "semantics": network.project_semantics(keys["semantics"])}
+
+    def step() -> Any:
+        maps = network.encode_lr(data["lr"], data["times"])
+        return network(data["latents"], data["times"], num_frames=frames, lr_maps=maps, **keys)
+
+    return step
+
+
+def module_shares(network: Any, data: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Operations of every added module in one step, by hooks around each."""
+    spent = dict.fromkeys([*MODULES.values(), "LR encoder"], 0.0)
+    hooked: dict[str, list[tuple[nn.Module, Any]]] = {}
+
+    def remember(title: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: Any, keywords: Any, result: Any) -> None:
+            hooked.setdefault(title, []).append((module, (arguments, keywords)))
+
+        return hook
+
+    handles = []
+    for name, module in network.named_modules():
+        title = MODULES.get(name.split(".")[-1]) or MODULES.get(name.split(".")[-2] if "." in name else "")
+        if title and not isinstance(module, nn.ModuleList):
+            handles.append(module.register_forward_hook(remember(title), with_kwargs=True))
+    our_step(network, data)()
+    for handle in handles:
+        handle.remove()
+    for title, calls in hooked.items():
+        outer = [(m, a) for m, a in calls if not any(m is not o and m in set(o.modules()) for o, _ in calls)]
+        spent[title] += sum(count(lambda m=m, a=a: m(*a[0], **a[1])).flops for m, a in outer)
+    spent["LR encoder"] = count(lambda: network.encode_lr(data["lr"], data["times"])).flops
+    return {title: flops for title, flops in spent.items() if flops}
+
+
+def seconds_of(step: Callable[[], Any]) -> tuple[float, float]:
+    """(processor seconds by thread, wall seconds) of one call after a warm-up."""
+    step()
+    wall, work = time.perf_counter(), time.process_time()
+    step()
+    return (time.process_time() - work) / torch.get_num_threads(), time.perf_counter() - wall
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--latent", type=int, default=64)
+    parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--count-only", action="store_true", help="operations only, no times")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    dtype = getattr(torch, args.dtype)
+    size = (args.frames, args.latent)
+    empty = inputs(*size, "meta", dtype)
+    full = Denoiser(DenoiserConfig.sd21(), device="meta", dtype=dtype).requires_grad_(False)
+    unet = plain_unet("meta", dtype)
+    text = empty["text"].expand(args.frames, -1, -1)
+    plain_flops = count(lambda: unet(empty["latents"], empty["times"], encoder_hidden_states=text)).flops
+    shown = f"{args.frames} frames of {args.latent}x{args.latent} latents, {args.dtype}"
+    print(f"{shown}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+
+    cached, uncached = (count(our_step(full, empty, cached=c)).flops for c in (True, False))
+    print("\n| part of one step | TFLOP | share |\n|---|---|---|")
+    shares = module_shares(full, empty)
+    rest = cached - sum(shares.values())
+    for title, flops in {"SD 2.1's own layers": rest, **shares}.items():
+        print(f"| {title} | {flops / 1e12:.3f} | {100 * flops / cached:.1f} % |")
+    print(f"| all | {cached / 1e12:.3f} | 100 % |")
+    print(f"| plain SD 2.1 U-Net of diffusers | {plain_flops / 1e12:.3f} | {100 * plain_flops / cached:.1f} % |")
+    print(f"\nkeys and values of text and semantics, projected once instead of every step: "
+          f"{(uncached - cached) / 1e12:.3f} TFLOP, {100 * (uncached - cached) / uncached:.1f} % of a step", flush=True)
+    if args.count_only:
+        return
+    rate = matmul_rate("cpu", dtype)
+    print(f"\nmatrix multiplications of this machine: {rate / 1e9:.0f} GFLOP/s\n")
+    print("| step | TFLOP | processor s by thread | wall s | times plain | share of the matrix rate |")
+    print("|---|---|---|---|---|---|")
+    data, first = inputs(*size, "cpu", dtype), 0.0
+    for name, make in (("plain SD 2.1, diffusers", None), ("without the new modules", NEW), ("SeTe-VSR", {})):
+        if make is None:
+            network = plain_unet("cpu", dtype)
+            text = data["text"].expand(args.frames, -1, -1)
+            step = lambda net=network, t=text: net(data["latents"], data["times"], encoder_hidden_states=t)  # noqa: E731
+            flops = plain_flops
+        else:
+            config = DenoiserConfig.sd21(**make)
+            network = filled(Denoiser(config, device="meta", dtype=dtype), "cpu")
+            step = our_step(network, data)
+            flops = count(our_step(Denoiser(config, device="meta", dtype=dtype), empty)).flops
+        work, wall = seconds_of(step)
+        first = first or work
+        print(f"| {name} | {flops / 1e12:.3f} | {work:.2f} | {wall:.2f} | {work / first:.2f} | "
+              f"{flops / work / rate:.2f} |", flush=True)
+        del network, step
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Estimate: memory and minutes of a run before it starts."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from . import compat, folders, sockets, widgets
+from .hosting import DENOISER, ComponentHandle, choose_dtype
+
+
+class Estimate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        def replaces(kind: Any, name: str) -> Any:
+            return kind.Input(name, optional=True, tooltip="Takes the place of the preset's own.")
+
+        return compat.schema(
+            node_id="SeTeVSREstimate",
+            display_name="Estimate (SeTe-VSR)",
+            category=widgets.TOOLS,
+            description="Says how much memory and time an Upscale node will take with these settings, before it runs. "
+            "Operations and memory are counted from the networks, the speed of this machine is measured for a moment.",
+            search_aliases=[*widgets.ALIASES, "memory", "vram", "time"],
+            is_output_node=True,
+            inputs=[
+                widgets.preset(),
+                compat.widget(
+                    io.Int, "width", default=480, min=1, max=16384, tooltip="Width of the input video, in pixels."
+                ),
+                compat.widget(
+                    io.Int, "height", default=270, min=1, max=16384, tooltip="Height of the input video, in pixels."
+                ),
+                compat.widget(
+                    io.Int, "frames", default=100, min=1, max=10_000_000, tooltip="Number of frames of the video."
+                ),
+                widgets.scale(),
+                widgets.steps(),
+                widgets.sampler(),
+                widgets.strength(),
+                widgets.length(),
+                widgets.overlap(),
+                widgets.tile(),
+                widgets.tile_overlap(),
+                widgets.precision(),
+                replaces(sockets.Denoiser, "denoiser"),
+                replaces(sockets.TemporalVAE, "vae"),
+                replaces(sockets.SemanticEncoder, "encoder"),
+            ],
+            outputs=[
+                io.String.Output("text", tooltip="The estimate in words, as shown on the node."),
+                io.Float.Output("gigabytes", tooltip="Memory of the device with all networks on it."),
+                io.Float.Output("minutes", tooltip="About how long the run will take on this machine."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        preset: str,
+        width: int,
+        height: int,
+        frames: int,
+        scale: float,
+        steps: int = 0,
+        sampler: str = widgets.PRESETS_OWN,
+        strength: float = 0.0,
+        length: int = 5,
+        overlap: int = 2,
+        tile: int = 64,
+        tile_overlap: int = 16,
+        precision: str = "auto",
+        denoiser: ComponentHandle | None = None,
+        vae: ComponentHandle | None = None,
+        encoder: ComponentHandle | None = None,
+    ) -> io.NodeOutput:
+        from ..setevsr_core import estimate
+        from .choices import resolved, sampling_choices
+
+        dtype = choose_dtype(DENOISER, precision)
+        networks, defaults = estimate.networks_on_meta(folders.preset_folder(preset), dtype)
+        for name, handle in (("denoiser", denoiser), ("vae", vae), ("encoder", encoder)):
+            if handle is not None:
+                networks[name] = empty_copy(handle.module, dtype)
+        chosen = sampling_choices(steps=steps, sampler=sampler, strength=strength)
+        settings = resolved(
+            {**chosen, "scale": scale, "length": length, "overlap": overlap, "tile": tile,
+             "tile_overlap": tile_overlap},
+            defaults if denoiser is None else denoiser.defaults,
+        )  # fmt: skip
+        rate = measured_rate(compat.compute_device(), dtype)
+        found = estimate.estimate(networks, height, width, frames, settings, rate=rate)
+        text = f"{estimate.describe(found)}\n({estimate.law()['measured']})"
+        minutes = (found.seconds or 0.0) / 60
+        return io.NodeOutput(text, found.device_bytes / 2**30, minutes, ui=ui.PreviewText(text))
+
+
+def empty_copy(module: Any, dtype: torch.dtype) -> Any:
+    """A network of the same sizes on the meta device."""
+    # Built on the CPU: SAM 2's trunk computes numbers while it is constructed.
+    return type(module)(module.config, dtype=dtype).to("meta").requires_grad_(False)
+
+
+@lru_cache(maxsize=4)
+def measured_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """`matmul_rate`, once per session."""
+    from ..setevsr_core.estimate import matmul_rate
+
+    return matmul_rate(device, dtype)
+
+
+NODES = [Estimate]

@@ -1,0 +1,155 @@
+"""The denoiser as a model of ComfyUI: what KSampler, SamplerCustomAdvanced and every stock scheduler can drive.
+
+One `SeTeModel` per denoiser serves both ways of sampling: our own loop calls the `Denoiser` inside it, native samplers
+call `SeTeModel` itself. So a denoiser is in memory once, and ComfyUI's memory management knows it as one model.
+
+Only imported when a denoiser is hosted: importing ComfyUI's model classes asks for the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_sampling
+import comfy.supported_models_base
+import torch
+from torch import Tensor, nn
+
+from ..setevsr_core.errors import InputError
+from ..setevsr_core.sampling import schedules
+from ..setevsr_core.sampling.loop import tile_region
+from ..setevsr_core.sampling.tiles import blend_tiles, plan_tiles
+from .progress import makes_sd_latents
+
+PREFIX = "diffusion_model.denoiser."
+"""Where the denoiser's weights stand in the model; patches (LoRA) are registered under it."""
+
+LR, SEMANTICS, PLAN = "setevsr_lr", "setevsr_semantics", "setevsr_plan"
+"""Keys of the CONDITIONING: scaled LR latents (T,4,h,w), embeddings (T,256,gh,gw), `SpanPlan.as_tuple()`."""
+
+LATENT_FACTOR = 0.18215
+"""LATENTs of a native sampler are scaled latents divided by this, whatever VAE made them."""
+
+
+class SeTeLatents(comfy.latent_formats.LatentFormat):
+    """Four channels at an eighth of the size. The preview colours are fitted to a video by Sampling Conditioning."""
+
+    scale_factor = LATENT_FACTOR
+    latent_channels = 4
+    latent_rgb_factors = comfy.latent_formats.SD15().latent_rgb_factors
+
+
+class SeTeConfig(comfy.supported_models_base.BASE):
+    unet_config = {"disable_unet_model_creation": True}
+    unet_extra_config: dict[str, Any] = {}
+    latent_format = SeTeLatents
+    sampling_settings = {
+        "beta_schedule": "linear",  # ComfyUI's name for SD's "scaled linear"
+        "linear_start": schedules.BETA_START,
+        "linear_end": schedules.BETA_END,
+        "timesteps": schedules.NUM_TRAIN_TIMESTEPS,
+    }
+    memory_usage_factor = 2.0
+
+
+class SeTeSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
+    """SD 2.1's noise levels; even full noise holds its share of the input, as in training and in our own loop."""
+
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
+        return super().noise_scaling(sigma, noise, latent_image, max_denoise=False)
+
+
+class HostedDenoiser(nn.Module):
+    """Gives a `Denoiser` the call that ComfyUI makes: LR encoder and U-Net, tile by tile.
+
+    Keys and values of text and semantics are projected at every step: ComfyUI hands over fresh tensors each time.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.denoiser.dtype  # type: ignore[return-value]
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, control: Any = None,
+        transformer_options: Any = None, lr: Tensor | None = None, semantics: Tensor | None = None, plan: Any = None,
+        **_: Any,
+    ) -> Tensor:  # fmt: skip
+        """x: (k*T,4,h,w), k conditionings of one segment one after the other; the rest as `SeTeModel.extra_conds`."""
+        if lr is None or plan is None:
+            raise InputError(
+                "This model needs the low-resolution latents: connect the outputs of 'Sampling Conditioning' to the "
+                "sampler's positive and negative inputs."
+            )
+        num_frames, tile, overlap, content = plan
+        denoiser: Any = self.denoiser
+        grid = (x.shape[-2], x.shape[-1])
+        tiles = plan_tiles(*grid, tile, overlap)
+        text = denoiser.project_text(context) if context is not None else denoiser.project_text(denoiser.empty_text)
+        keys = denoiser.project_semantics(semantics)
+        whole = len(tiles) == 1 and content == (1.0, 1.0)
+
+        def predict(part: Any) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            own = keys if whole or semantics is None else keys.crop(*tile_region(part, grid, content, overlap))
+            return denoiser(
+                part.cut(x).contiguous(), timesteps, num_frames=num_frames, text=text, semantics=own,
+                lr_maps=denoiser.encode_lr(part.cut(lr).contiguous(), timesteps),
+            )  # fmt: skip
+
+        return blend_tiles(tiles, x.shape, predict)
+
+
+class SeTeModel(comfy.model_base.BaseModel):
+    """ComfyUI's base model around a denoiser; predicts noise at SD 2.1's noise levels."""
+
+    def __init__(self, denoiser: nn.Module, device: torch.device) -> None:
+        config = SeTeConfig({"disable_unet_model_creation": True})
+        config.set_inference_dtype(denoiser.dtype, None)
+        super().__init__(config, comfy.model_base.ModelType.EPS, device=device)
+        self.model_sampling = SeTeSampling(config)
+        self.diffusion_model = HostedDenoiser(denoiser)
+        if makes_sd_latents(denoiser):
+            self.latent_format.taesd_decoder_name = "taesd_decoder"
+        if hasattr(comfy.model_management, "archive_model_dtypes"):
+            comfy.model_management.archive_model_dtypes(self.diffusion_model)
+
+    def extra_conds(self, **values: Any) -> dict[str, Any]:
+        """LR latents and semantics of the segment (per frame), text, and (frames, tile, overlap, content)."""
+        lr, semantics, plan, noise = values.get(LR), values.get(SEMANTICS), values.get(PLAN), values["noise"]
+        if lr is None or plan is None:
+            raise InputError(
+                "This conditioning holds no low-resolution latents: send it through 'Sampling Conditioning', and use "
+                "its outputs for both positive and negative."
+            )
+        if noise.shape != lr.shape:
+            raise InputError(
+                f"The sampler's latents have the shape {tuple(noise.shape)}, but their conditioning is for "
+                f"{tuple(lr.shape)}; use the latents that 'Sampling Conditioning' gives, as they are."
+            )
+        conds = {"lr": comfy.conds.CONDRegular(lr), "plan": comfy.conds.CONDConstant(plan)}
+        if semantics is not None:
+            conds["semantics"] = comfy.conds.CONDRegular(semantics)
+        if values.get("cross_attn") is not None:
+            conds["c_crossattn"] = comfy.conds.CONDCrossAttn(values["cross_attn"])
+        return {
+            name: type(cond)(cond.cond.to(values["device"])) if isinstance(cond.cond, Tensor) else cond
+            for name, cond in conds.items()
+        }
+
+
+def denoiser_in(patcher: Any) -> Any:
+    """The `Denoiser` inside a MODEL; `InputError` for another model."""
+    model = getattr(patcher, "model", None)
+    if not isinstance(model, SeTeModel):
+        raise InputError(
+            f"This model is a {type(model).__name__}, not a SeTe-VSR denoiser; connect 'Denoiser as Model'."
+        )
+    return model.diffusion_model.denoiser

@@ -1,0 +1,243 @@
+"""Memory and time of a run before it starts: operations and bytes counted from the networks, speed measured now.
+
+Operations and activation bytes are exact (`workload.count`). How much of a machine's matrix-multiplication rate each
+stage reaches is a measured law, kept in estimate_law.json and written by `python -m benchmarks.estimate_law --write`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import SettingsError
+from .sampling.samplers import make_sampler
+from .sampling.tiles import GRID, plan_tiles
+from .settings import RestoreSettings
+from .video.resize import target_size
+from .workload import Work, count
+
+LAW = Path(__file__).with_name("estimate_law.json")
+STAGES = ("encode", "semantics", "denoise", "decode")
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One stage of the whole run. flops: of all its calls; peak_bytes: beside the weights; seconds: None without a
+    measured speed; weight_bytes: of its network.
+    """
+
+    flops: float
+    peak_bytes: float
+    weight_bytes: float
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need. segments: how many; size: (H, W) of the result."""
+
+    stages: dict[str, StageEstimate]
+    segments: int
+    size: tuple[int, int]
+    frames: int
+    memory_factor: float
+
+    @property
+    def weight_bytes(self) -> float:
+        """All networks at once."""
+        networks = {"vae" if name in ("encode", "decode") else name: s.weight_bytes for name, s in self.stages.items()}
+        return sum(networks.values())
+
+    @property
+    def device_bytes(self) -> float:
+        """With all networks on the device."""
+        return self.weight_bytes + self.memory_factor * max(s.peak_bytes for s in self.stages.values())
+
+    @property
+    def least_bytes(self) -> float:
+        """With one network on the device at a time, as ComfyUI does when memory is short."""
+        return max(s.weight_bytes + self.memory_factor * s.peak_bytes for s in self.stages.values())
+
+    @property
+    def result_bytes(self) -> float:
+        """The result as one float32 tensor; a video that is streamed never holds it."""
+        return 12.0 * self.frames * self.size[0] * self.size[1]
+
+    @property
+    def seconds(self) -> float | None:
+        times = [s.seconds for s in self.stages.values()]
+        return None if any(t is None for t in times) else sum(t for t in times if t is not None)
+
+
+@lru_cache(maxsize=1)
+def law() -> dict[str, Any]:
+    """The measured law: efficiency of every stage, how much more memory is used than counted, and where it is from."""
+    return json.loads(LAW.read_text("utf-8"))
+
+
+def segment_count(frames: int, length: int, overlap: int) -> int:
+    """How many segments cover a video of one scene."""
+    return 1 if frames <= length else 1 + math.ceil((frames - length) / (length - overlap))
+
+
+def estimate(
+    networks: Mapping[str, nn.Module | None], height: int, width: int, frames: int, settings: RestoreSettings, *,
+    rate: float | None = None,
+) -> Estimate:  # fmt: skip
+    """What restoring `frames` frames of height x width takes.
+
+    networks: "denoiser", "vae" and "encoder" (or None) on the meta device, in the type they would compute in.
+    rate: matrix-multiplication rate of the device in that type, operations a second (`matmul_rate`); None leaves the
+    time open. Scene cuts add segments that are not counted.
+    """
+    if frames < 1 or height < 1 or width < 1:
+        raise SettingsError(f"an estimate needs at least one frame and pixel, got {frames} frames of {width}x{height}")
+    denoiser, vae, encoder = networks.get("denoiser"), networks["vae"], networks.get("encoder")
+    size = target_size(height, width, settings.scale)
+    length = min(settings.length, frames)
+    segments = segment_count(frames, settings.length, settings.overlap)
+    works = {"encode": encode_work(vae, size).times(frames), "decode": decode_work(vae, size, length).times(segments)}
+    weights = {"encode": weight_bytes(vae), "decode": weight_bytes(vae)}
+    if settings.steps and denoiser is not None:
+        steps = len(make_sampler(settings.sampler, settings.steps, settings.strength).timesteps)
+        step, tiles = step_work(denoiser, padded(size, vae), length, settings)
+        works["denoise"] = step.times(tiles * steps * segments)
+        weights["denoise"] = weight_bytes(denoiser)
+        if encoder is not None:
+            works["semantics"] = semantics_work(encoder, height, width).times(frames)
+            weights["semantics"] = weight_bytes(encoder)
+    efficiency = law()["efficiency"]
+    stages = {
+        name: StageEstimate(
+            works[name].flops, works[name].peak_bytes, weights[name],
+            None if rate is None else works[name].flops / (rate * efficiency[name]),
+        )
+        for name in STAGES if name in works
+    }  # fmt: skip
+    return Estimate(stages, segments, size, frames, law()["memory_factor"])
+
+
+def meta(module: Any, *shape: int) -> Tensor:
+    """A tensor without data in the type of a network."""
+    return torch.empty(shape, device="meta", dtype=module.dtype)
+
+
+def padded(size: tuple[int, int], vae: Any) -> tuple[int, int]:
+    """The latent grid (h, w) of enlarged frames."""
+    multiple = vae.config.downscale * GRID
+    return (math.ceil(size[0] / multiple) * GRID, math.ceil(size[1] / multiple) * GRID)
+
+
+def encode_work(vae: Any, size: tuple[int, int]) -> Work:
+    """Encoding one frame of the enlarged size."""
+    grid = padded(size, vae)
+    return count(partial(vae.encode, meta(vae, 1, 3, *(side * vae.config.downscale for side in grid))))
+
+
+def decode_work(vae: Any, size: tuple[int, int], length: int) -> Work:
+    """Decoding one segment with the features of its frames."""
+    grid = padded(size, vae)
+    with torch.no_grad():
+        features = vae.encode(meta(vae, length, 3, *(side * vae.config.downscale for side in grid)))[2]
+    latents = meta(vae, length, vae.config.latent_channels, *grid)
+    work = count(lambda: vae.decode(latents, features, num_frames=length, fusion=1.0))
+    kept = sum(feature.nbytes for feature in features) + 2 * 4 * 3 * length * size[0] * size[1]  # and fp32 pictures
+    return Work(work.flops, work.peak_bytes + kept)
+
+
+def step_work(denoiser: Any, grid: tuple[int, int], length: int, settings: RestoreSettings) -> tuple[Work, int]:
+    """One step on one tile of a segment, and the number of tiles."""
+    tiles = plan_tiles(*grid, settings.tile, settings.tile_overlap)
+    shape = (length, denoiser.config.latent_channels, tiles[0].height, tiles[0].width)
+    times = torch.zeros(length, device="meta", dtype=torch.long)
+    text = denoiser.project_text(meta(denoiser, 1, 77, denoiser.config.context_dim))
+    semantics = denoiser.project_semantics(meta(denoiser, length, 256, 64, 64))
+
+    def step() -> Tensor:
+        maps = denoiser.encode_lr(meta(denoiser, *shape), times)
+        return denoiser(meta(denoiser, *shape), times, num_frames=length, lr_maps=maps, text=text, semantics=semantics)
+
+    return count(step), len(tiles)
+
+
+def semantics_work(encoder: Any, height: int, width: int) -> Work:
+    """Reading one low-resolution frame."""
+    return count(lambda: encoder(torch.empty(1, height, width, 3, device="meta")))
+
+
+def weight_bytes(module: nn.Module) -> int:
+    return sum(value.nbytes for value in module.state_dict().values())
+
+
+def matmul_rate(device: Any, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """Operations a second of large matrix multiplications on a device, measured for about `seconds`.
+
+    On a CPU the processor's own time counts, so a machine that is busy with something else shows what it could do.
+    """
+    device = torch.device(device)
+    on_cpu = device.type == "cpu"
+    side, threads = (1024, torch.get_num_threads()) if on_cpu else (8192, 1)
+    clock = time.process_time if on_cpu else time.perf_counter
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best, total = 0.0, 0.0
+    for run in range(1000):
+        started = clock()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        took = max(clock() - started, 1e-9) / threads
+        total += took
+        if run:  # the first one also sets up the library
+            best = max(best, 2 * side**3 / took)
+            if total > seconds:
+                break
+    return best
+
+
+def networks_on_meta(preset: str | Path, dtype: torch.dtype) -> tuple[dict[str, nn.Module | None], dict[str, Any]]:
+    """The networks of a preset without their weights, and the preset's own settings."""
+    from .checkpoints import load_preset
+
+    loaded = load_preset(preset, dtype=dtype, device="meta")
+    return {"denoiser": loaded.denoiser, "vae": loaded.vae, "encoder": loaded.encoder}, loaded.defaults
+
+
+def full_size_on_meta(dtype: torch.dtype, sam2: str = "large") -> dict[str, nn.Module | None]:
+    """The full-size networks: SD 2.1's U-Net with every module of SeTe-VSR, MGLD-VSR's VAE, a SAM 2 encoder."""
+    from .networks.denoiser import Denoiser, DenoiserConfig
+    from .networks.semantic_encoder import SemanticEncoder, SemanticEncoderConfig
+    from .networks.temporal_vae import TemporalVAE, VAEConfig
+
+    # Hiera computes numbers while it is built, so it is built first and emptied then.
+    encoder = SemanticEncoder(SemanticEncoderConfig.sam2(sam2), dtype=dtype).to("meta")
+    return {
+        "denoiser": Denoiser(DenoiserConfig.sd21(), dtype=dtype, device="meta").requires_grad_(False),
+        "vae": TemporalVAE(VAEConfig.sd21(), dtype=dtype, device="meta").requires_grad_(False),
+        "encoder": encoder.requires_grad_(False),
+    }
+
+
+def describe(found: Estimate) -> str:
+    """The estimate as a few lines for a person."""
+    gib = 2**30
+    lines = [
+        f"{found.frames} frames become {found.size[1]}x{found.size[0]}, in {found.segments} segments",
+        f"memory of the device: {found.device_bytes / gib:.1f} GB, at least {found.least_bytes / gib:.1f} GB "
+        f"with one network at a time (weights {found.weight_bytes / gib:.1f} GB)",
+        f"main memory for the result as IMAGE: {found.result_bytes / gib:.1f} GB (a streamed video: none of it)",
+    ]
+    for name, stage in found.stages.items():
+        took = "" if stage.seconds is None else f", {stage.seconds / 60:.1f} min"
+        lines.append(f"  {name}: {stage.flops / 1e12:.1f} TFLOP, {stage.peak_bytes / gib:.2f} GB{took}")
+    if found.seconds is not None:
+        lines.append(f"time: about {found.seconds / 60:.1f} minutes")
+    return "\n".join(lines)

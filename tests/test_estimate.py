@@ -1,0 +1,94 @@
+"""The estimate before a run: operations as known for SD 2.1, memory that follows sizes, time that follows speed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from setevsr_core import cli
+from setevsr_core import estimate as estimates
+from setevsr_core.errors import SettingsError
+from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
+from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
+from setevsr_core.settings import RestoreSettings
+from setevsr_core.workload import count
+
+HALF = torch.bfloat16
+CONFIG = DenoiserConfig(channels=(32, 32, 64, 64), layers=1, head_dim=16, context_dim=24, map_channels=32,
+                        spade_hidden=32, lr_channels=(32, 32, 32, 64), lr_layers=1, lr_heads=2)
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, nn.Module | None]:
+    return {
+        "denoiser": Denoiser(CONFIG, device="meta", dtype=HALF), "encoder": None,
+        "vae": TemporalVAE(VAEConfig.nano(channels=(32, 32)), device="meta", dtype=HALF),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_operations_and_bytes_of_known_calls(inference: bool) -> None:
+    layer = nn.Conv2d(3, 8, 3, padding=1, device="meta")
+    picture = torch.empty(2, 3, 10, 20, device="meta")
+    with torch.inference_mode(inference):
+        work = count(lambda: layer(picture))
+        assert work.flops == 2 * 2 * 200 * 8 * 27 and work.peak_bytes == 2 * 8 * 200 * 4
+        query, key = torch.empty(2, 4, 50, 16, device="meta"), torch.empty(2, 4, 70, 16, device="meta")
+        work = count(lambda: nn.functional.scaled_dot_product_attention(query, key, key))
+        assert work.flops == 2 * 2 * (2 * 4 * 50 * 70 * 16) and work.peak_bytes == query.nbytes
+        chain = count(lambda: ((picture + 1) * 2 - 3).sum())
+        assert 2 * picture.nbytes <= chain.peak_bytes <= 2 * picture.nbytes + 8  # what is let go is given back
+
+
+def test_full_size_vae_is_what_the_literature_says() -> None:
+    """SD's VAE at 512 x 512: 1.1 TFLOP to encode a frame; MGLD-VSR's decoder: 4.1 a frame."""
+    vae = TemporalVAE(VAEConfig.sd21(), device="meta", dtype=HALF)
+    assert estimates.encode_work(vae, (512, 512)).flops / 1e12 == pytest.approx(1.117, abs=0.01)
+    assert estimates.decode_work(vae, (512, 512), 5).flops / 5e12 == pytest.approx(4.139, abs=0.01)
+
+
+def test_estimate_follows_the_settings(networks: dict[str, nn.Module | None]) -> None:
+    base = RestoreSettings(scale=4.0, steps=8, sampler="ddim", tile=16, tile_overlap=8)
+
+    def of(frames: int = 11, height: int = 32, width: int = 64, **changes: object) -> estimates.Estimate:
+        settings = RestoreSettings(**{**base.__dict__, **changes})  # type: ignore[arg-type]
+        return estimates.estimate(networks, height, width, frames, settings, rate=1e9)
+
+    one = of()
+    assert (one.segments, one.size) == (3, (128, 256))
+    assert set(one.stages) == {"encode", "denoise", "decode"}
+    assert one.seconds is not None and one.seconds == pytest.approx(sum(s.seconds or 0 for s in one.stages.values()))
+    assert one.least_bytes < one.device_bytes and one.result_bytes == 11 * 128 * 256 * 12
+    assert of(steps=16).stages["denoise"].flops == 2 * one.stages["denoise"].flops
+    assert of(strength=0.5).stages["denoise"].flops == one.stages["denoise"].flops / 2
+    assert set(of(steps=0).stages) == {"encode", "decode"}
+    assert of(length=10, overlap=2).stages["decode"].peak_bytes > 1.5 * one.stages["decode"].peak_bytes
+    assert of(tile=0, tile_overlap=0).stages["denoise"].peak_bytes > one.stages["denoise"].peak_bytes
+    assert of(width=128).stages["decode"].flops == pytest.approx(2 * one.stages["decode"].flops, rel=0.01)
+    assert of(frames=3).segments == 1
+
+
+def test_without_a_rate_the_time_stays_open(networks: dict[str, nn.Module | None]) -> None:
+    found = estimates.estimate(networks, 16, 16, 1, RestoreSettings(steps=1))
+    assert found.seconds is None and "time" not in estimates.describe(found)
+    with pytest.raises(SettingsError, match="at least one frame and pixel, got 0 frames of 16x16"):
+        estimates.estimate(networks, 16, 16, 0, RestoreSettings(steps=1))
+
+
+def test_the_law_is_complete() -> None:
+    law = estimates.law()
+    assert set(law["efficiency"]) == set(estimates.STAGES)
+    assert all(0.01 < share < 2 for share in law["efficiency"].values()) and law["memory_factor"] >= 1
+    assert "measured" in law["measured"]
+
+
+def test_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["estimate", "--size", "32x24", "--frames", "7", "--steps", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["frames"], found["size"], found["segments"]) == (7, [96, 128], 2)
+    assert found["seconds"] > 0 and set(found["stages"]) == {"encode", "semantics", "denoise", "decode"}
+    assert cli.main(["estimate", "--size", "32", "--frames", "7"]) == 2
+    assert "--size must be WIDTHxHEIGHT" in capsys.readouterr().err
