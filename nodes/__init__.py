@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import compare, decode, denoise, folders, loaders, segments, semantics, upscale, video
+from . import compare, decode, denoise, folders, loaders, measuring, segments, semantics, upscale, video
 
 NODES: list[type[io.ComfyNode]] = [
     node
-    for module in (upscale, loaders, segments, semantics, denoise, decode, video, compare)
+    for module in (upscale, loaders, segments, semantics, denoise, decode, video, compare, measuring)
     for node in module.NODES
 ]
 

@@ -116,12 +116,16 @@ class ClipLoader:
             raise SettingsError(f"crop is {self.crop[0]}x{self.crop[1]}; both sides must be {self.scale} or more")
 
     def load(self, files: ClipFiles) -> Clip:
-        """Errors: VideoError for what cannot be read, InputError where low resolution and truth do not belong together."""
+        """Errors: VideoError for what cannot be read, InputError where low resolution and truth do not fit."""
         truth = None if files.truth is None else read_frames(files.truth, self.frames)
         low = None if files.low is None else read_frames(files.low, self.frames)
         if truth is None and low is None:
             raise InputError(f"{files.name} has neither truth nor low-resolution frames")
-        sides = truth.shape[1:3] if truth is not None else [side * self.scale for side in low.shape[1:3]]  # type: ignore[union-attr]
+        sides = (0, 0)
+        if low is not None:
+            sides = (low.shape[1] * self.scale, low.shape[2] * self.scale)
+        if truth is not None:
+            sides = (truth.shape[1], truth.shape[2])
         if truth is not None and low is not None:
             self._check_pair(files.name, truth, low)
         top, left, height, width = self._window(files.name, sides[0], sides[1])
@@ -134,7 +138,7 @@ class ClipLoader:
             assert truth is not None
             pixels = (truth * 255).round().byte().numpy()
             low = torch.from_numpy(Degradation()(pixels, self.seed + files.index, self.scale)).float() / 255
-        return Clip(files.name, low, truth, (top, left, height, width), (int(sides[0]), int(sides[1])))
+        return Clip(files.name, low, truth, (top, left, height, width), sides)
 
     def _window(self, name: str, height: int, width: int) -> tuple[int, int, int, int]:
         """The centre, on the low-resolution grid: position and size are multiples of the scale."""
@@ -194,7 +198,9 @@ def _find_part(folder: Path, part: Part, low: str) -> dict[str, tuple[Path | Non
     if low not in ("auto", DEGRADE) and low not in versions and truths:
         raise SettingsError(f"'{folder}' has no low-resolution version {low!r}; it has "
                             f"{', '.join(versions) or 'none'}, and --lr {DEGRADE} makes one")
-    chosen = {} if low == DEGRADE or not versions else versions[low] if low in versions else next(iter(versions.values()))
+    chosen: dict[str, Path] = {}
+    if versions and low != DEGRADE:
+        chosen = versions[low] if low in versions else next(iter(versions.values()))
     names = truths or {name: path for name, path in chosen.items() if wanted(name)}
     missing = [name for name in names if chosen and name not in chosen]
     if missing:
@@ -247,9 +253,9 @@ def _frames(path: Path) -> Iterator[Tensor]:
         with VideoReader(path) as reader:
             yield from reader
         return
-    names = sorted((p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES), key=lambda p: natural_key(p.name))
-    for name in names:
-        yield _picture(name)
+    pictures = [entry for entry in path.iterdir() if entry.suffix.lower() in PICTURE_SUFFIXES]
+    for picture in sorted(pictures, key=lambda entry: natural_key(entry.name)):
+        yield _picture(picture)
 
 
 def _picture(path: Path) -> Tensor:

@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
         description="Restores every clip with every method and writes tables and pictures. Rows are written as they "
         "come: the same command again goes on where it was interrupted.",
     )
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder of the data set, or of videos and frame folders")
+    parser.add_argument("data", metavar="DATA", type=Path, help="the data set, or a folder of videos or frame folders")
     parser.add_argument("--dataset", default="folder", help="its layout: folder (default), REDS, REDS4, SPMCS, UDM10, "
                         "Vid4 or VideoLQ (without truth)")
     parser.add_argument("--lr", default="auto", help="low resolution: degrade (made here, seeded), BI, BD or LQ (ready-"

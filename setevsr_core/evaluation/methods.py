@@ -190,7 +190,7 @@ class Upscaler:
 
 @torch.inference_mode()
 def tiled(network: Any, picture: Tensor, factor: int, tile: int = TILE, margin: int = TILE_MARGIN) -> Tensor:
-    """`network` on (1, 3, h, w), in tiles of at most `tile` pixels plus `margin` around each, joined without overlap."""
+    """`network` on (1, 3, h, w), in tiles of at most `tile` pixels with `margin` around each, joined edge to edge."""
     device = getattr(network, "device", picture.device)
     height, width = picture.shape[2:]
     result: Tensor | None = None

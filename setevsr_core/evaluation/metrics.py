@@ -28,7 +28,7 @@ def check_pair(result: Tensor, truth: Tensor) -> None:
 
 
 def luma(clip: Tensor) -> Tensor:
-    """Y of BT.601 in studio range, as 'PSNR-Y' in the literature means it: (..., 3) in 0..1 -> (...) in 16..235 / 255."""
+    """Y of BT.601 in studio range, as 'PSNR-Y' in the literature means it: (..., 3) in 0..1 -> (...), 16..235 / 255."""
     return (clip.double() @ torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64) + 16) / 255
 
 

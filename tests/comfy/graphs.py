@@ -20,10 +20,12 @@ NODES = {
     "SeTeVSRLoadPreset",
     "SeTeVSRLoadSemanticEncoder",
     "SeTeVSRLoadTemporalVAE",
+    "SeTeVSRMeasure",
     "SeTeVSRSampleVideo",
     "SeTeVSRSplitSegments",
     "SeTeVSRStitchSegments",
     "SeTeVSRTemporalDecode",
+    "SeTeVSRTemporalProfile",
     "SeTeVSRUpscaleImages",
     "SeTeVSRUpscaleVideo",
 }
