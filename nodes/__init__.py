@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import compare, decode, denoise, estimate, folders, loaders, sampling, segments, semantics, upscale, video
+from . import (
+    compare,
+    decode,
+    denoise,
+    estimate,
+    folders,
+    loaders,
+    measuring,
+    sampling,
+    segments,
+    semantics,
+    upscale,
+    video,
+)
 
 NODES: list[type[io.ComfyNode]] = [
     node
-    for module in (upscale, loaders, segments, semantics, denoise, decode, sampling, video, compare, estimate)
+    for module in (
+        upscale, loaders, segments, semantics, denoise, decode, sampling, video, compare, measuring, estimate,
+    )
     for node in module.NODES
 ]
 

@@ -49,6 +49,11 @@ def find_weights(kind: str, name: str) -> str:
     raise CheckpointError(f"{wanted} for the {TITLES.get(kind, kind)}; put it into {own_folder()} and press R.")
 
 
+def own_folders() -> list[Path]:
+    """All folders of this pack's own weight files, the user's main one first."""
+    return [Path(folder) for folder in folder_paths.get_folder_paths(MODELS)]
+
+
 def own_folder() -> Path:
     """The folder a user should put weight files into."""
     return Path(folder_paths.get_folder_paths(MODELS)[0])

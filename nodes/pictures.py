@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..setevsr_core.errors import InputError, SettingsError
+from ..setevsr_core.evaluation.pictures import BACKGROUND, label_bar
 
-BACKGROUND = 0.09
 LABEL_SHARE = 0.055
 """Height of a label bar as a share of the picture's height."""
 
@@ -79,7 +79,8 @@ def _panel(
     pixels = _flat(picture).movedim(-1, 1)
     pixels = functional.interpolate(pixels, size=(size[0], size[1]), mode="nearest").clamp(0, 1)
     pixels = pixels.expand(count, -1, -1, -1)
-    parts = [_label_bar(label, size[1], max(16, round(size[0] * LABEL_SHARE))).expand(count, -1, -1, -1), pixels]
+    bar = label_bar(label, size[1], max(16, round(size[0] * LABEL_SHARE))).movedim(-1, 0)[None]
+    parts = [bar.expand(count, -1, -1, -1), pixels]
     if zoom >= 1:
         parts += [torch.full((count, 3, gap, size[1]), BACKGROUND), _zoomed(pixels, zoom, centre)]
     return torch.cat(parts, dim=2).movedim(1, -1)
@@ -102,16 +103,3 @@ def _zoomed(pixels: Tensor, zoom: float, centre: tuple[float, float]) -> Tensor:
     left = min(max(0, round(centre[0] * width - crop_w / 2)), width - crop_w)
     crop = pixels[..., top : top + crop_h, left : left + crop_w]
     return functional.interpolate(crop, size=(max(1, height // 2), width), mode="nearest")
-
-
-def _label_bar(text: str, width: int, height: int) -> Tensor:
-    """(1,3,height,width): light text on the background."""
-    import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
-
-    shade = round(BACKGROUND * 255)
-    image = Image.new("RGB", (width, height), (shade, shade, shade))
-    font = ImageFont.load_default(size=max(9, round(height * 0.62)))
-    draw = ImageDraw.Draw(image)
-    draw.text((round(height * 0.35), height // 2), text, fill=(235, 235, 235), font=font, anchor="lm")
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 255

@@ -1,4 +1,4 @@
-"""The command line: `setevsr restore | estimate | degrade | pack | train | convert | info`.
+"""The command line: `setevsr restore | estimate | degrade | pack | train | evaluate | convert | info`.
 
 Each subcommand lives in a module with `add_parser(subparsers)` and `run(args)`; only the module of the chosen one is
 imported, so `setevsr --help` answers at once.
@@ -24,6 +24,7 @@ COMMANDS = {
     "degrade": (".training.degrade_command", "make a bad video out of a good one, as for training"),
     "pack": (".training.pack_command", "prepare training data from folders of videos and photographs"),
     "train": (".training.train_command", "train the parts of the model"),
+    "evaluate": (".evaluation.evaluate_command", "measure methods on a data set, with tables and pictures"),
     "convert": (".checkpoints.commands", "turn a checkpoint into this project's own format"),
     "info": (".checkpoints.commands", "say what a checkpoint file holds"),
 }

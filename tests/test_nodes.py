@@ -31,7 +31,7 @@ NODE_IDS = {
     "SeTeVSRLoadPreset", "SeTeVSRLoadDenoiser", "SeTeVSRLoadTemporalVAE", "SeTeVSRLoadSemanticEncoder",
     "SeTeVSRSplitSegments", "SeTeVSREncodeSemantics", "SeTeVSREncodeLatents", "SeTeVSRDenoise",
     "SeTeVSRTemporalDecode", "SeTeVSRStitchSegments", "SeTeVSRUpscaleImages", "SeTeVSRUpscaleVideo",
-    "SeTeVSRDegradeVideo", "SeTeVSRCompare", "SeTeVSRSampleVideo",
+    "SeTeVSRDegradeVideo", "SeTeVSRCompare", "SeTeVSRSampleVideo", "SeTeVSRMeasure", "SeTeVSRTemporalProfile",
     "SeTeVSRLoadLoRA", "SeTeVSRDenoiserModel", "SeTeVSRSamplingConditioning", "SeTeVSRFrameNoise", "SeTeVSRJoinLatents",
     "SeTeVSREstimate",
 }  # fmt: skip
@@ -465,3 +465,58 @@ def test_like_meanings_get_like_colours(pack: ModuleType) -> None:
     assert torch.equal(picture[0], picture[1])
     assert (picture[0, 0] - picture[0, 0, 0]).abs().max() < 1e-5
     assert (picture[0, 0, 0] - picture[0, 3, 0]).abs().max() > 0.9
+
+
+# ---- judging --------------------------------------------------------------------------------------------------------
+def test_measure_gives_known_figures(nodes: dict[str, Any]) -> None:
+    truth = clip(frames=3, height=24, width=32)[..., :3].clamp(0.2, 0.8)
+    output = nodes["SeTeVSRMeasure"].execute(truth + 0.1, truth, "psnr, ssim, ssim_y, sharpness, lpips")
+    text, psnr, ssim, lpips, warping = output.result
+    assert psnr == pytest.approx(20.0, abs=1e-3) and 0 < ssim < 1
+    assert lpips != lpips and warping != warping  # not a number: the file is not there, and it was not asked for
+    assert "| PSNR ↑ | 20.00 |" in text and "| LPIPS | not measured: no file alexnet_features" in text
+    assert output.ui.as_dict() == {"text": (text,)}
+
+
+def test_measure_without_an_original(nodes: dict[str, Any]) -> None:
+    text, psnr, _, _, warping = nodes["SeTeVSRMeasure"].execute(torch.full((2, 24, 32, 3), 0.5)).result
+    assert psnr != psnr and warping == pytest.approx(0.0, abs=1e-4)
+    assert text.startswith("No original was given") and "PSNR" not in text
+
+
+def test_measure_says_so_when_the_result_is_shifted(nodes: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, 24, 24, generator=generator)
+    truth = torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bicubic")
+    truth = truth.clamp(0, 1).movedim(1, -1)
+    execute = nodes["SeTeVSRMeasure"].execute
+    assert "shifted by +2.00 px to the right" in execute(truth.roll(2, 2), truth, "psnr").result[0]
+    assert "shifted" not in execute(truth, truth, "psnr").result[0]
+
+
+def test_measure_refuses_what_cannot_be_compared(pack: ModuleType, nodes: dict[str, Any]) -> None:
+    errors = part(pack, "setevsr_core.errors")
+    with pytest.raises(errors.InputError, match="'result' is 2 frames of 16x16, 'truth' 2 of 8x8"):
+        nodes["SeTeVSRMeasure"].execute(torch.zeros(2, 16, 16, 3), torch.zeros(2, 8, 8, 3))
+    with pytest.raises(errors.SettingsError, match="'beauty' is none of psnr"):
+        nodes["SeTeVSRMeasure"].execute(torch.zeros(2, 16, 16, 3), figures="psnr, beauty")
+
+
+def test_temporal_profile_shows_one_line_over_time(nodes: dict[str, Any]) -> None:
+    video = torch.zeros(3, 10, 40, 3)
+    for i in range(3):
+        video[i, 5, 10 * i] = 1.0
+    (image,) = nodes["SeTeVSRTemporalProfile"].execute(video, "moving", thickness=2, position=0.55).result
+    label = 20
+    assert image.shape == (1, label + 6, 40, 3)
+    assert [int(line.argmax()) for line in image[0, label:, :, 0]] == [0, 0, 10, 10, 20, 20]
+    (both,) = nodes["SeTeVSRTemporalProfile"].execute(video, "a, a", second=video, direction="column").result
+    assert both.shape[0] == 1 and both.shape[1] == label + 10
+
+
+def test_temporal_profile_refuses_pictures_and_unequal_videos(pack: ModuleType, nodes: dict[str, Any]) -> None:
+    errors = part(pack, "setevsr_core.errors")
+    with pytest.raises(errors.InputError, match="'first' is a single picture"):
+        nodes["SeTeVSRTemporalProfile"].execute(torch.zeros(1, 8, 8, 3))
+    with pytest.raises(errors.InputError, match="same number of frames"):
+        nodes["SeTeVSRTemporalProfile"].execute(torch.zeros(3, 8, 8, 3), second=torch.zeros(2, 8, 8, 3))

@@ -25,11 +25,13 @@ NODES = {
     "SeTeVSRLoadPreset",
     "SeTeVSRLoadSemanticEncoder",
     "SeTeVSRLoadTemporalVAE",
+    "SeTeVSRMeasure",
     "SeTeVSRSampleVideo",
     "SeTeVSRSamplingConditioning",
     "SeTeVSRSplitSegments",
     "SeTeVSRStitchSegments",
     "SeTeVSRTemporalDecode",
+    "SeTeVSRTemporalProfile",
     "SeTeVSRUpscaleImages",
     "SeTeVSRUpscaleVideo",
 }
