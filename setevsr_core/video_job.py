@@ -146,7 +146,11 @@ class _Sink:
     """Where finished frames go: into the journal first, then to the encoder."""
 
     def __init__(
-        self, writer: VideoWriter | SequenceWriter, footage: Footage, journal: Journal | None, on_frames: Callable[[int], None] | None
+        self,
+        writer: VideoWriter | SequenceWriter,
+        footage: Footage,
+        journal: Journal | None,
+        on_frames: Callable[[int], None] | None,
     ) -> None:
         self._writer = writer
         self._journal = journal
@@ -216,7 +220,9 @@ def _open_journal(
     job = {
         "input": footage.identity,
         "settings": restorer.fingerprint(**settings),
-        "output": repr((output.path.suffix.lower(), output.codec, output.quality, footage.depth, footage.alpha, options)),
+        "output": repr(
+            (output.path.suffix.lower(), output.codec, output.quality, footage.depth, footage.alpha, options)
+        ),
     }
     return parts.enter_context(Journal(output.journal, job))
 

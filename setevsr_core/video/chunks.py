@@ -18,7 +18,9 @@ def pack_frames(frames: Sequence[Any]) -> bytes:
     first, memory = frames[0], io.BytesIO()
     codec = "png" if first.format.name.startswith("rgb") else "ffv1"
     with av.open(memory, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream(codec, rate=25, options={"level": "3", "slicecrc": "1"} if codec == "ffv1" else {})
+        stream = container.add_stream(
+            codec, rate=25, options={"level": "3", "slicecrc": "1"} if codec == "ffv1" else {}
+        )
         stream.height, stream.width, stream.pix_fmt = first.height, first.width, first.format.name
         stream.codec_context.thread_count = 1
         for index, frame in enumerate(frames):

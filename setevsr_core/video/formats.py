@@ -51,6 +51,7 @@ class Codec:
 
 
 _SUBSAMPLED, _FULL = ("yuv420p", "yuv420p10le"), ("yuv444p", "yuv444p10le")
+_X265 = f"pools={THREADS}:frame-threads=2:log-level=error"
 _MOVIES = (".mp4", ".m4v", ".mov", ".mkv")
 
 CODECS: dict[str, Codec] = {
@@ -60,7 +61,7 @@ CODECS: dict[str, Codec] = {
     ),
     "h265": Codec(
         "libx265",
-        lambda crf: {"crf": f"{crf:g}", "preset": "medium", "x265-params": f"pools={THREADS}:frame-threads=2:log-level=error"},
+        lambda crf: {"crf": f"{crf:g}", "preset": "medium", "x265-params": _X265},
         (0, 51), 20, _SUBSAMPLED, _FULL, containers=_MOVIES,
     ),
     "av1": Codec(

@@ -33,7 +33,9 @@ class VideoReader:
     chosen part; SettingsError for a negative time.
     """
 
-    def __init__(self, source: VideoSource, start: float = 0.0, duration: float | None = None, alpha: bool = False) -> None:
+    def __init__(
+        self, source: VideoSource, start: float = 0.0, duration: float | None = None, alpha: bool = False
+    ) -> None:
         if not (math.isfinite(start) and start >= 0):
             raise SettingsError(f"start is {start}; it must be 0 or more seconds")
         if duration is not None and not (math.isfinite(duration) and duration >= 0):

@@ -33,7 +33,9 @@ def is_pattern(path: Path) -> bool:
 def pictures_in(folder: Path) -> list[Path]:
     """The picture files directly in `folder`, 2 before 10."""
     found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.is_file()]
-    return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
+    return sorted(
+        found, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+    )
 
 
 class SequenceReader:
@@ -59,7 +61,9 @@ class SequenceReader:
         count = round(Fraction(duration) * frame_rate) if duration else None
         self._paths = pictures_in(folder)[first : None if count is None else first + count]
         if not self._paths:
-            raise VideoError(f"'{folder}' holds no pictures in the chosen part; give a folder with {', '.join(PICTURES)}")
+            raise VideoError(
+                f"'{folder}' holds no pictures in the chosen part; give a folder with {', '.join(PICTURES)}"
+            )
         picture = _load(self._paths[0])
         self.size: tuple[int, int] = (picture.shape[0], picture.shape[1])
         self.alpha = alpha and picture.ndim == 3 and picture.shape[2] == 4
@@ -122,7 +126,9 @@ class SequenceWriter:
         self._jpeg_quality = 95 if quality is None else round(quality)
         folder = path.parent
         if not folder.parent.is_dir():
-            raise VideoError(f"'{path}' cannot be written: the folder '{folder.parent}' does not exist; create it first")
+            raise VideoError(
+                f"'{path}' cannot be written: the folder '{folder.parent}' does not exist; create it first"
+            )
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise VideoError(f"'{folder}' is not empty; choose a new folder for the pictures")
         deep = depth > 8 and not jpeg

@@ -27,6 +27,7 @@ from .yuv import ColourTags, rgb_to_frame, tag_frame
 
 logger = logging.getLogger(__name__)
 
+
 class VideoWriter:
     """Writes frames of `size` (H, W) at an exact `frame_rate`; a context manager.
 
@@ -102,9 +103,7 @@ class VideoWriter:
         av = require("av", "av", "writing a video")
         name, options = CONTAINERS[self.path.suffix.lower()]
         # bitexact: Matroska would otherwise write random numbers into every file.
-        self._container = av.open(
-            str(self._part), mode="w", format=name, options={**options, "fflags": "+bitexact"}
-        )
+        self._container = av.open(str(self._part), mode="w", format=name, options={**options, "fflags": "+bitexact"})
         for key, value in metadata.items():
             self._container.metadata[key] = value if isinstance(value, str) else json.dumps(value)
         self._stream = self._container.add_stream(spec.encoder, rate=self.frame_rate, options=spec.options(quality))
