@@ -1,63 +1,47 @@
-"""ComfyUI's VIDEO as a lazy stream of frames, and the writer that continues it."""
+"""ComfyUI's VIDEO as footage for the core's engine, and a writer that continues it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..setevsr_core.errors import InputError, VideoError, require
+from ..setevsr_core.errors import InputError, require
+from ..setevsr_core.video.audio import can_hold_sound
 from ..setevsr_core.video.reading import VideoReader
 from ..setevsr_core.video.writing import VideoWriter
+from ..setevsr_core.video_job import Footage, footage_of
 from . import checks, compat
 
 AAC_FRAME = 1024
 """Samples per AAC frame."""
 
 
-@dataclass(frozen=True)
-class VideoStream:
-    """An open VIDEO: frames (H,W,3) that are decoded as they are asked for, and what a writer must keep.
+def writer_for(footage: Footage, path: Path, size: tuple[int, int], quality: float) -> VideoWriter:
+    """A writer of `size` (H, W) with the rate, colours and sound of `footage`, for frames at a constant rate."""
+    return VideoWriter(
+        fitting_path(footage, path), footage.frame_rate, size, quality=quality, depth=footage.depth, **footage.options
+    )
 
-    size: (H, W). expected_frames: for progress bars, None if unknown. options: further arguments of `VideoWriter`.
-    """
 
-    frames: Iterable[Tensor]
-    frame_rate: Fraction
-    size: tuple[int, int]
-    expected_frames: int | None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def writer(self, path: Path, size: tuple[int, int], quality: float) -> VideoWriter:
-        """A writer of `size` (H, W) with this video's rate, colours and sound.
-
-        Sound that MP4 cannot hold makes it an MKV file: nothing is encoded again.
-        """
-        options = {**self.options, "quality": quality}
-        try:
-            return VideoWriter(path, self.frame_rate, size, **options)
-        except VideoError:
-            if self.options.get("audio_from") is None:
-                raise
-            return VideoWriter(path.with_suffix(".mkv"), self.frame_rate, size, **options)
+def fitting_path(footage: Footage, path: Path) -> Path:
+    """`path`, or the same name as MKV where MP4 cannot hold the sound: nothing is encoded again."""
+    source = footage.options.get("audio_from")
+    return path if source is None or can_hold_sound(path, source) else path.with_suffix(".mkv")
 
 
 @contextmanager
-def open_video(video: Any) -> Iterator[VideoStream]:
-    """A VIDEO of any kind as a stream: a file is decoded lazily, one made in the graph is taken from memory."""
+def open_video(video: Any) -> Iterator[Footage]:
+    """A VIDEO of any kind as footage: a file is decoded lazily, one made in the graph is taken from memory."""
     if compat.is_file_video(video):
         start, duration = compat.trim_window(video)
         with VideoReader(video.get_stream_source(), start, duration) as reader:
-            # Wide-gamut tags must stay; anything else is tagged as its new size wants it.
-            colour = reader.tags if reader.tags.wide else None
-            options = {"colour": colour, "pixel_aspect": reader.pixel_aspect}
-            options["audio_from"] = reader if reader.has_audio else None
-            yield VideoStream(reader, reader.frame_rate, reader.size, reader.expected_frames, options)
+            yield footage_of(reader)
         return
     parts = video.get_components()
     checks.require_frames(parts.images, "video")
@@ -67,10 +51,23 @@ def open_video(video: Any) -> Iterator[VideoStream]:
             sound = write_sound(parts.audio)
         images = parts.images
         rate, size = Fraction(parts.frame_rate), (images.shape[1], images.shape[2])
-        yield VideoStream(FramesInMemory(images), rate, size, len(images), {"audio_from": sound})
+        yield Footage(
+            FramesInMemory(images), rate, size, identity_of(images, parts.audio, rate), len(images),
+            options={"audio_from": sound},
+        )  # fmt: skip
     finally:
         if sound is not None:
             sound.unlink(missing_ok=True)
+
+
+def identity_of(images: Tensor, audio: Any, rate: Fraction) -> str:
+    """Known again when the same graph is run again: made of every frame, and of the sound."""
+    digest = hashlib.sha256(repr((tuple(images.shape), rate)).encode())
+    for image in images:
+        digest.update(image.float().cpu().contiguous().numpy().tobytes())
+    if audio is not None:
+        digest.update(audio["waveform"].float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class FramesInMemory:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 MEMORY_REMEDY = "lower 'tile', then 'length', then 'scale'."
 SMALLEST_TILE = 16
+UNFINISHED = "setevsr_unfinished"
 
 
 def shared_widgets() -> list[Any]:
@@ -95,9 +97,7 @@ class UpscaleImages(io.ComfyNode):
         progress = NodeProgress()
 
         def restore(restorer: Any, settings: dict[str, Any]) -> torch.Tensor:
-            return restorer.restore(
-                images, **settings, progress=progress.report, check_cancel=compat.check_interrupt
-            )
+            return restorer.restore(images, **settings, progress=progress.report, check_cancel=compat.check_interrupt)
 
         result = run_restorer(restore, size, preset=preset, scale=scale, **values)
         return io.NodeOutput(result.to(**compat.intermediate_options()), audio, video_info)
@@ -111,13 +111,19 @@ class UpscaleVideo(io.ComfyNode):
             display_name="Upscale Video (SeTe-VSR)",
             category=widgets.CATEGORY,
             description="Restores and enlarges a video of any length in constant memory: reads, restores and writes "
-            "segment by segment. Sound is copied untouched, the frame rate stays exact.",
+            "segment by segment. Sound is copied untouched, the frame rate stays exact. After a cancel or a crash, "
+            "queueing the same prompt again continues where it stopped.",
             search_aliases=widgets.ALIASES,
             inputs=[
                 io.Video.Input("video", tooltip="A video file (Load Video, Load Sample Video) or one of the graph."),
                 *shared_widgets(),
                 compat.widget(
-                    io.Float, "crf", default=16.0, min=0.0, max=51.0, step=1.0,
+                    io.Float,
+                    "crf",
+                    default=16.0,
+                    min=0.0,
+                    max=51.0,
+                    step=1.0,
                     tooltip="Size against quality of the written H.264 file: 0 is lossless and huge, 16 looks the "
                     "same to the eye, 23 is half the size, 51 the worst. Save Video copies this file as it is.",
                 ),
@@ -129,7 +135,8 @@ class UpscaleVideo(io.ComfyNode):
     @classmethod
     def execute(cls, video: Any, preset: str, scale: float, crf: float = 16.0, **values: Any) -> io.NodeOutput:
         from ..setevsr_core.video.resize import target_size
-        from .media import open_video
+        from ..setevsr_core.video_job import Output, job_name, restore_video
+        from .media import fitting_path, open_video
         from .progress import NodeProgress
 
         progress = NodeProgress()
@@ -137,14 +144,14 @@ class UpscaleVideo(io.ComfyNode):
             size = target_size(*source.size, scale)
 
             def restore(restorer: Any, settings: dict[str, Any]) -> Path:
-                with source.writer(temporary_path("restored"), size, crf) as writer:
-                    blocks = restorer.stream(
-                        iter(source.frames), **settings, num_frames=source.expected_frames,
+                path = fitting_path(source, temporary_path("restored"))
+                name = job_name(restorer, source, settings, path.suffix, crf)
+                with unfinished_folder() as folder:
+                    result = restore_video(
+                        restorer, source, Output(path, quality=crf, journal=folder / name), settings,
                         progress=progress.report, check_cancel=compat.check_interrupt,
                     )  # fmt: skip
-                    for block in blocks:
-                        writer.write(block)
-                return writer.path
+                return result.path
 
             path = run_restorer(restore, size, preset=preset, scale=scale, **values)
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)))
@@ -208,6 +215,22 @@ def choose_networks(
 
     own_denoiser, own_vae, own_encoder = load_preset(preset, precision)
     return denoiser or own_denoiser, vae or own_vae, encoder or own_encoder
+
+
+@contextmanager
+def unfinished_folder() -> Iterator[Path]:
+    """Where unfinished work waits for the same prompt to be queued again. It lies in ComfyUI's output folder, because
+    ComfyUI empties its temporary one when it starts; it goes away when nothing is unfinished.
+    """
+    import folder_paths
+
+    folder = Path(folder_paths.get_output_directory()) / UNFINISHED
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # other work is still unfinished
+            folder.rmdir()
 
 
 def temporary_path(label: str, ending: str = ".mp4") -> Path:

@@ -80,11 +80,12 @@ class DegradeVideo(io.ComfyNode):
 
 
 def degrade(source: Any, scale: int, seed: int) -> Path:
-    """Write the degraded frames of a `VideoStream` to a temporary file, one by one."""
+    """Write the degraded frames of `Footage` to a temporary file, one by one."""
     import torch
 
     from ..setevsr_core.errors import VideoError
     from ..setevsr_core.training.degradation import Degradation
+    from .media import writer_for
     from .progress import NodeProgress
     from .upscale import temporary_path
 
@@ -93,7 +94,7 @@ def degrade(source: Any, scale: int, seed: int) -> Path:
     try:
         for done, frame in enumerate(Degradation().stream(eight_bit(source.frames), seed, scale), 1):
             if writer is None:
-                writer = source.writer(temporary_path("degraded"), frame.shape[:2], NEARLY_LOSSLESS)
+                writer = writer_for(source, temporary_path("degraded"), frame.shape[:2], NEARLY_LOSSLESS)
             writer.write(torch.from_numpy(frame).float() / 255)
             progress.count(done, source.expected_frames or done + 1)
     except BaseException:

@@ -1,14 +1,18 @@
-"""`setevsr restore IN OUT`: a video file in, the restored video file out, frame by frame, sound copied."""
+"""`setevsr restore IN... OUT`: videos in, restored videos out, frame by frame, sound copied, resumed if interrupted."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from .errors import SettingsError, VideoError
+from .errors import SeTeVSRError, SettingsError, VideoError
 
+SOME_FAILED = 3
 DTYPES = ("float32", "float16", "bfloat16")
 # Options that are handed to the restorer as they are; one that is not given stays with the restorer's own default.
 _SETTINGS = (
@@ -30,10 +34,16 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "restore",
         help="restore and enlarge a video",
-        description="Restores and enlarges a video of any length in bounded memory; its sound is copied untouched.",
+        description="Restores and enlarges videos of any length in bounded memory; their sound is copied untouched. "
+        "A run that was interrupted is continued by the same command.",
     )
-    parser.add_argument("input", metavar="IN", help="the video to restore")
-    parser.add_argument("output", metavar="OUT", help="the video to write: .mp4, .mov or .mkv")
+    parser.add_argument(
+        "inputs", metavar="IN", nargs="+", help="videos, folders of videos or of numbered pictures, or patterns (*.mp4)"
+    )
+    parser.add_argument(
+        "output", metavar="OUT",
+        help="the video to write (.mp4, .mov, .mkv, .webm), pictures (folder/%%06d.png), or a folder for several",
+    )  # fmt: skip
     parser.add_argument("--preset", default="nano", help="name or folder of a trained preset (default: nano)")
     parser.add_argument("--scale", type=float, default=4.0, help="enlargement, 1 to 8, also fractions (default: 4)")
     parser.add_argument(
@@ -61,7 +71,16 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--duration", type=float, metavar="S", help="restore only so many seconds")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best there is)")
     parser.add_argument("--dtype", choices=DTYPES, help="number type of the networks (default: by device)")
-    parser.add_argument("--crf", type=float, default=18, help="size against quality, 0 (lossless) to 51 (default: 18)")
+    parser.add_argument("--codec", help="h264, h265, av1, vp9, ffv1 or prores (default: h264; vp9 for .webm)")
+    parser.add_argument(
+        "--quality", "--crf", type=float, dest="quality",
+        help="on the codec's own scale, for h264 0 (lossless) to 51 (default: 18 for h264, alike for the others)",
+    )  # fmt: skip
+    parser.add_argument("--ending", default=".mp4", help="kind of file in an output folder (default: .mp4)")
+    parser.add_argument("--fps", type=Fraction, default=Fraction(24), help="frame rate of a folder of pictures")
+    parser.add_argument("--skip-existing", action="store_true", help="leave out videos whose result is there already")
+    parser.add_argument("--no-resume", action="store_true", help="keep no unfinished work on the disk")
+    parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
     parser.set_defaults(run=run)
 
 
@@ -73,37 +92,85 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Errors: SeTeVSRError of any kind; a file that was there before stays untouched then."""
-    from .video.reading import VideoReader
-    from .video.resize import target_size
-    from .video.writing import VideoWriter
+    """Exit code 0, or 3 if some of several videos failed. Errors: SeTeVSRError if the only one failed; a file that was
+    there before stays untouched then.
+    """
+    from .batch import plan
 
-    if _same_file(args.input, args.output):
-        raise VideoError(f"'{args.output}' is the input itself; choose another name for the result")
-    settings = settings_of(args)
-    with VideoReader(args.input, args.start, args.duration) as reader:
-        restorer = _restorer(args)
-        progress = _Progress(reader.expected_frames)
-        # The restorer checks its settings in this call, before the output file is begun.
-        blocks = restorer.stream(iter(reader), num_frames=reader.expected_frames, progress=progress.message, **settings)
-        size = target_size(*reader.size, args.scale)
-        writer = VideoWriter(
-            args.output,
-            reader.frame_rate,
-            size,
-            quality=args.crf,
-            # Wide-gamut and HDR tags must stay; anything else is tagged as its new size wants it.
-            colour=reader.tags if reader.tags.wide else None,
-            pixel_format="yuv420p10le" if reader.tags.wide and not (size[0] % 2 or size[1] % 2) else "auto",
-            pixel_aspect=reader.pixel_aspect,
-            audio_from=reader,
-        )
-        with writer, progress:
-            for block in blocks:
-                writer.write(block)
-                progress.advance(len(block))
-    print(f"{args.output}: {writer.num_frames} frames, {size[1]}x{size[0]}")
-    return 0
+    jobs, several = plan(args.inputs, args.output, args.ending)
+    if several:
+        Path(args.output).mkdir(parents=True, exist_ok=True)
+    restorers: list[Any] = []  # loaded for the first video that can be read, and kept for the others
+    rows: list[dict[str, Any]] = []
+    for source, target in jobs:
+        try:
+            rows.append(_restore_one(args, source, target, restorers))
+        except SeTeVSRError as error:
+            if not several and not args.json:
+                raise
+            rows.append({"input": str(source), "output": str(target), "status": "failed", "error": str(error)})
+        if not args.json:
+            _print_row(rows[-1])
+    failed = sum(row["status"] == "failed" for row in rows)
+    if args.json:
+        print(json.dumps({"files": rows, "done": len(rows) - failed, "failed": failed}, indent=1))
+    elif several:
+        print(f"{len(rows) - failed} of {len(rows)} videos are done" + (f", {failed} failed" if failed else ""))
+    return 0 if not failed else SOME_FAILED if several else 2
+
+
+def _restore_one(args: argparse.Namespace, source: Path, target: Path, restorers: list[Any]) -> dict[str, Any]:
+    """One row of the summary. Errors: SeTeVSRError."""
+    from .video_job import Output, footage_of, restore_video
+
+    if args.skip_existing and target.exists():
+        return {"input": str(source), "output": str(target), "status": "skipped"}
+    if _same_file(source, target):
+        raise VideoError(f"'{target}' is the input itself; choose another name for the result")
+    begin = time.monotonic()
+    with _open(args, source, target) as reader:
+        restorers or restorers.append(_restorer(args))
+        journal = None if args.no_resume else journal_beside(target)
+        output = Output(target, args.codec, args.quality, journal)
+        with _Progress(reader.expected_frames, source.name) as progress:
+            result = restore_video(
+                restorers[0], footage_of(reader), output, settings_of(args),
+                progress=progress.message, on_frames=progress.advance,
+            )  # fmt: skip
+    return {
+        "input": str(source), "output": str(target), "status": "done", "frames": result.num_frames,
+        "width": result.size[1], "height": result.size[0], "resumed_frames": result.resumed,
+        "seconds": round(time.monotonic() - begin, 2),
+    }  # fmt: skip
+
+
+def journal_beside(target: Path) -> Path:
+    """The folder for the unfinished work of a result, `OUT.setevsr`; for pictures beside their folder."""
+    from .video.sequence import is_pattern
+
+    named = target.parent if is_pattern(target) else target
+    return named.with_name(named.name + ".setevsr")
+
+
+def _open(args: argparse.Namespace, source: Path, target: Path) -> Any:
+    """The reader of a video file or of a folder of pictures."""
+    from .video.reading import VideoReader
+    from .video.sequence import SequenceReader
+    from .video_job import keeps_alpha
+
+    alpha = keeps_alpha(target, args.codec)
+    if source.is_dir():
+        return SequenceReader(source, args.fps, args.start, args.duration, alpha)
+    return VideoReader(source, args.start, args.duration, alpha)
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    if row["status"] == "done":
+        print(f"{row['output']}: {row['frames']} frames, {row['width']}x{row['height']}")
+    elif row["status"] == "skipped":
+        print(f"{row['output']}: is there already")
+    else:
+        print(f"setevsr: {row['error']}", file=sys.stderr)
 
 
 def _restorer(args: argparse.Namespace) -> Any:
@@ -120,21 +187,21 @@ def _restorer(args: argparse.Namespace) -> Any:
     return Restorer.from_preset(args.preset, device=device, dtype=dtype)
 
 
-def _same_file(first: str, second: str) -> bool:
-    return Path(second).exists() and Path(first).exists() and Path(first).samefile(second)
+def _same_file(first: Path, second: Path) -> bool:
+    return second.exists() and first.exists() and first.samefile(second)
 
 
 class _Progress:
     """A tqdm bar over frames when stderr is a terminal, silence otherwise (and without tqdm)."""
 
-    def __init__(self, total: int | None) -> None:
+    def __init__(self, total: int | None, name: str) -> None:
         self._bar: Any = None
         if sys.stderr.isatty():
             try:
                 from tqdm import tqdm
             except ImportError:
                 return
-            self._bar = tqdm(total=total, unit="frame")
+            self._bar = tqdm(total=total, unit="frame", desc=name)
 
     def message(self, done: float, message: str, preview: Any = None) -> None:
         """The restorer's progress callback; the bar itself counts finished frames."""

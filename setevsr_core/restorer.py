@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -118,6 +119,7 @@ class Restorer:
         frames: Iterable[Tensor],
         *,
         num_frames: int | None = None,
+        first_frame: int = 0,
         text: Tensor | None = None,
         progress: Progress | None = None,
         check_cancel: Callable[[], None] | None = None,
@@ -126,9 +128,25 @@ class Restorer:
         """Like `restore`, over frames (H,W,3|4) that come one by one: yields finished blocks (k,sH,sW,C), k >= 1.
 
         Holds about two segments, whatever the length of the video. num_frames: total for progress, if known.
+        first_frame: yields the frames from this one on, with the same bits as if all had been restored; `frames` still
+        begin at the video's first one, which the plan of the segments and the search for cuts need.
         The settings are checked here and now, the frames as they come.
         """
-        return self._blocks(frames, self.settings(**settings), num_frames, text, progress, check_cancel)
+        return self._blocks(frames, self.settings(**settings), num_frames, text, progress, check_cancel, first_frame)
+
+    def fingerprint(self, **chosen: Any) -> str:
+        """What decides the bits of `stream` besides the frames: settings, a sample of every weight, number type and
+        kind of device. Equal for equal networks, wherever their files lie.
+        """
+        digest = hashlib.sha256(repr((self.settings(**chosen), self.device.type)).encode())
+        for network in (self.denoiser, self.vae, self.encoder):
+            if isinstance(network, torch.nn.Module):
+                digest.update(repr(getattr(network, "dtype", None)).encode())
+                for name, value in network.state_dict().items():
+                    digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+                    if value.device.type != "meta":
+                        digest.update(repr(value.flatten()[:16].float().tolist()).encode())
+        return digest.hexdigest()
 
     def _blocks(
         self,
@@ -138,14 +156,17 @@ class Restorer:
         text: Tensor | None,
         progress: Progress | None,
         check_cancel: Callable[[], None] | None,
+        first_frame: int = 0,
     ) -> Iterator[Tensor]:
         bar = SegmentProgress(progress, total, settings.steps, self.encoder is not None)
         run = SegmentRun(self, settings, bar, text, check_cancel)
-        stitcher = Stitcher()
+        stitcher = Stitcher(first_frame)
         seen = False
         for span, segment in iter_spans(_checked(frames), settings.length, settings.overlap, _detector(settings)):
             seen = True
             bar.begin(span.stop)
+            if span.stop <= first_frame:  # none of its frames can reach the result
+                continue
             yield from _if_any(stitcher.push(span, run.restore(span, segment)))
         if not seen:
             raise InputError("there are no frames to restore: the video is empty")

@@ -1,20 +1,49 @@
-"""Sound is copied packet by packet, never decoded: no loss, no dependence on codecs, and sync by time stamps."""
+"""Sound and subtitles are copied packet by packet, never decoded: no loss, no dependence on codecs, and sync by time
+stamps. Chapters and the container's metadata come along.
+"""
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..errors import VideoError
+from ..errors import VideoError, require
+from .formats import CONTAINERS
 from .source import VideoSource, audio_streams, name_of, open_source, video_errors, video_stream
+
+if TYPE_CHECKING:
+    from .reading import VideoReader
 
 logger = logging.getLogger(__name__)
 
 
+# What a muxer writes itself, or what is no longer true of the result.
+_OWN_METADATA = {
+    "encoder",
+    "major_brand",
+    "minor_version",
+    "compatible_brands",
+    "creation_time",
+    "duration",
+    "handler_name",
+}
+
+
+def can_hold_sound(path: Path, source: VideoSource | VideoReader) -> bool:
+    """True if a video called `path` can hold the sound of `source` as it is."""
+    av = require("av", "av", "writing a video")
+    with open_source(getattr(source, "source", source)) as container:
+        names = {stream.codec_context.codec.canonical_name for stream in audio_streams(container)}
+    with av.open(io.BytesIO(), mode="w", format=CONTAINERS[path.suffix.lower()][0]) as output:
+        return names <= set(output.supported_codecs)
+
+
 class AudioCopy:
-    """Feeds the audio packets of `source` into an output container, in step with the pictures.
+    """Feeds the packets of sound and subtitles of `source` into an output container, in step with the pictures.
 
     `zero` is the time on the source's clock (seconds) that becomes time 0 of the output, that is the time of the
     first picture; None takes the start of the source's video stream. Without `trim` all packets are copied. With
@@ -31,11 +60,15 @@ class AudioCopy:
             streams = audio_streams(self._container)
             self._zero = _video_start(self._container, self._name) if zero is None else zero
             self._outputs = {stream.index: self._add(stream, output, output_name) for stream in streams}
+            texts = [
+                stream for stream in self._container.streams.subtitles if self._add_text(stream, output, output_name)
+            ]
+            self._copy_facts(output)
         except BaseException:
             self._container.close()
             raise
         self._output = output
-        self._packets: Iterator[Any] = self._container.demux(*streams) if streams else iter(())
+        self._packets: Iterator[Any] = self._container.demux(*streams, *texts) if streams or texts else iter(())
         self._waiting: Any = None
 
     def _add(self, stream: Any, output: Any, output_name: str) -> Any:
@@ -45,6 +78,26 @@ class AudioCopy:
         copy = output.add_stream_from_template(stream)
         copy.metadata.update(stream.metadata)
         return copy
+
+    def _add_text(self, stream: Any, output: Any, output_name: str) -> bool:
+        """False, with a warning, for subtitles that the output cannot hold: pictures and sound are worth having."""
+        name = stream.name if stream.codec_context is None else stream.codec_context.codec.canonical_name
+        if stream.codec_context is None or name not in output.supported_codecs:
+            logger.warning("'%s' cannot hold the subtitles of '%s' (%s), they are left out; .mkv holds most kinds",
+                           output_name, self._name, name)  # fmt: skip
+            return False
+        copy = output.add_stream_from_template(stream)
+        copy.metadata.update(stream.metadata)
+        self._outputs[stream.index] = copy
+        return True
+
+    def _copy_facts(self, output: Any) -> None:
+        """Metadata that the output does not have yet, and, of a whole video, the chapters."""
+        for key, value in self._container.metadata.items():
+            if key.lower() not in _OWN_METADATA and key not in output.metadata:
+                output.metadata[key] = value
+        if not self._trim and (chapters := self._container.chapters()):
+            output.set_chapters(chapters)
 
     def copy_until(self, time: Fraction) -> None:
         """Copies the packets that begin at or before `time`, seconds of the output."""

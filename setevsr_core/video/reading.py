@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from array import array
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from fractions import Fraction
@@ -13,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import SettingsError, VideoError
+from ..errors import SettingsError, VideoError, require
 from .source import VideoSource, audio_streams, name_of, open_source, video_errors, video_stream
-from .yuv import ColourTags, bit_depth, frame_to_rgb, tags_of
+from .yuv import ColourTags, bit_depth, frame_to_rgb, has_alpha, tags_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +27,15 @@ class VideoReader:
     `source` is a path or a binary file object (as ComfyUI's `VIDEO.get_stream_source()` gives). `start` and
     `duration` in seconds choose a part (duration None or 0: to the end): the frames that begin in [start, start +
     duration). Every iteration starts anew. Display rotation by quarter turns is applied; deep colour (10 bit and
-    more) keeps its precision; alpha is dropped.
+    more) keeps its precision; transparency comes as a fourth channel with `alpha`, else it is dropped.
+    `times` holds when each frame of the latest iteration is shown, in ticks of `time_base` after the first one.
     Errors: VideoError naming the file when it is missing, empty, damaged, without video, or has no frame in the
     chosen part; SettingsError for a negative time.
     """
 
-    def __init__(self, source: VideoSource, start: float = 0.0, duration: float | None = None) -> None:
+    def __init__(
+        self, source: VideoSource, start: float = 0.0, duration: float | None = None, alpha: bool = False
+    ) -> None:
         if not (math.isfinite(start) and start >= 0):
             raise SettingsError(f"start is {start}; it must be 0 or more seconds")
         if duration is not None and not (math.isfinite(duration) and duration >= 0):
@@ -40,6 +44,8 @@ class VideoReader:
         self.name = name_of(source)
         self.start = start
         self.duration = duration or None
+        self._want_alpha = alpha
+        self.times: array[int] = array("q")
         self._iterations: list[Generator[Tensor, None, None]] = []
         self._closed = False
         self._probe()
@@ -60,6 +66,8 @@ class VideoReader:
             if length is None and container.duration:
                 length = Fraction(container.duration, 1_000_000)
             aspect = Fraction(stream.sample_aspect_ratio or 1)
+            self.time_base = Fraction(stream.time_base)
+            self._decoder = _alpha_decoder(stream) if self._want_alpha else None
         with closing(self._decode()) as frames:
             first = next(frames, None)
         if first is None:
@@ -68,6 +76,7 @@ class VideoReader:
         frame, self.first_time = first
         self.tags: ColourTags = tags_of(frame)
         self.bit_depth: int = bit_depth(frame)
+        self.alpha: bool = self._want_alpha and has_alpha(frame)
         turned = _quarter_turns(frame) % 2 == 1
         self.size: tuple[int, int] = (frame.width, frame.height) if turned else (frame.height, frame.width)
         self.pixel_aspect: Fraction = 1 / aspect if turned else aspect
@@ -89,6 +98,7 @@ class VideoReader:
 
     def _frames(self) -> Generator[Tensor, None, None]:
         uneven, index = False, -1
+        times = self.times = array("q")
         with closing(self._decode()) as decoded:
             for index, (frame, time) in enumerate(decoded):
                 drift = abs((time - self.first_time) * self.frame_rate - index)
@@ -100,7 +110,8 @@ class VideoReader:
                         index,
                         drift,
                     )
-                picture = torch.rot90(frame_to_rgb(frame, self.tags), _quarter_turns(frame), (0, 1))
+                times.append(round((time - self.first_time) / self.time_base))
+                picture = torch.rot90(frame_to_rgb(frame, self.tags, self.alpha), _quarter_turns(frame), (0, 1))
                 if tuple(picture.shape[:2]) != self.size:
                     raise VideoError(
                         f"'{self.name}' changes its size from {self.size[1]}x{self.size[0]} "
@@ -134,7 +145,7 @@ class VideoReader:
 
     def _timed_frames(self, container: Any, stream: Any) -> Iterator[tuple[Any, int]]:
         """(PyAV frame, its time in the stream's ticks) from where the container stands."""
-        frames = container.decode(stream)
+        frames = _decode_with(self._decoder, container, stream) if self._decoder else container.decode(stream)
         count = 0
         while True:
             with video_errors(self.name, f"is damaged near frame {count} of the part that was read"):
@@ -145,6 +156,28 @@ class VideoReader:
             pts = frame.pts if frame.pts is not None else round(count / self.frame_rate / Fraction(stream.time_base))
             count += 1
             yield frame, pts
+
+    def even(self) -> bool:
+        """True if every frame is shown within half a frame of its place at the constant `frame_rate`.
+
+        Reads the packets of the whole part, without decoding them: the time stamps at hand are the only sure sign.
+        """
+        with open_source(self.source) as container:
+            stream = video_stream(container, self.name)
+            first = (stream.start_time or 0) + int(self.start / self.time_base)
+            stop = first + int(self.duration / self.time_base) if self.duration else None
+            ticks: array[int] = array("q")
+            try:
+                for packet in container.demux(stream):
+                    if packet.pts is not None and packet.pts >= first and (stop is None or packet.pts < stop):
+                        ticks.append(packet.pts)
+            except require("av.error", "av", "reading a video").FFmpegError:
+                pass  # a damaged end shows when it is decoded
+        times = sorted(ticks)
+        return all(
+            abs((tick - times[0]) * self.time_base * self.frame_rate - index) <= Fraction(3, 5)
+            for index, tick in enumerate(times)
+        )
 
     def close(self) -> None:
         """Ends running iterations and releases the file."""
@@ -160,6 +193,20 @@ class VideoReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _alpha_decoder(stream: Any) -> str | None:
+    """The decoder that sees the transparency of a stream, where FFmpeg's usual one does not (VP8 and VP9)."""
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    return name if name and stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) == "1" else None
+
+
+def _decode_with(decoder: str, container: Any, stream: Any) -> Iterator[Any]:
+    import av
+
+    context = av.CodecContext.create(decoder, "r")
+    for packet in container.demux(stream):
+        yield from context.decode(packet)
 
 
 def _seek(container: Any, stream: Any, ticks: int) -> bool:

@@ -28,9 +28,13 @@ class Stitcher:
     Blending is `old + weight * (new - old)`, so where two segments agree the result is that very value, bit for bit.
     The ramp always spans the real overlap with what is pending, however far the last segment of a shot was moved
     back. Holds one segment.
+
+    `first_frame`: only frames from there on are given back. Every one of them is right as long as all segments that
+    reach beyond `first_frame` are pushed; what the earlier segments would have changed lies before it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_frame: int = 0) -> None:
+        self._first = first_frame
         self._pending: Tensor | None = None
         self._start = 0  # video index of the first pending frame
 
@@ -56,7 +60,7 @@ class Stitcher:
                 f"segment {span.start}..{span.stop} does not continue {self._start}..{end}; "
                 "push segments in order and without gaps"
             )
-        finished = pending[: span.start - self._start]
+        finished = pending[max(0, self._first - self._start) : span.start - self._start]
         overlap = end - span.start
         if overlap:
             frames = torch.cat([_crossfade(pending[-overlap:], frames[:overlap]), frames[overlap:]])
@@ -67,7 +71,7 @@ class Stitcher:
         """The frames that are still held, (k,H,W,C); the stitcher is then empty and can be used again."""
         rest = self._pending if self._pending is not None else torch.zeros(0, 0, 0, 3)
         self._pending = None
-        return rest
+        return rest[max(0, self._first - self._start) :]
 
 
 def _crossfade(old: Tensor, new: Tensor) -> Tensor:

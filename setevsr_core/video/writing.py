@@ -1,4 +1,4 @@
-"""Video writing: frames in, an H.264 file out, with true colours, exact time, copied sound, and never half a file
+"""Video writing: frames in, an encoded file out, with true colours, exact time, copied sound, and never half a file
 under the final name.
 """
 
@@ -8,9 +8,8 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -20,37 +19,13 @@ from torch import Tensor
 
 from ..errors import InputError, SettingsError, VideoError, require
 from .audio import AudioCopy
+from .formats import CODECS, CONTAINERS, THREADS, Codec, check_quality, codec_for, require_encoder
+from .journal import sync_folder
 from .reading import VideoReader
 from .source import VideoSource, reason_of
-from .yuv import ColourTags, rgb_to_frame
+from .yuv import ColourTags, rgb_to_frame, tag_frame
 
 logger = logging.getLogger(__name__)
-
-# file name ending -> (FFmpeg's name of the container, muxer options)
-CONTAINERS: dict[str, tuple[str, dict[str, str]]] = {
-    ".mp4": ("mp4", {"movflags": "use_metadata_tags+faststart"}),
-    ".m4v": ("mp4", {"movflags": "use_metadata_tags+faststart"}),
-    ".mov": ("mov", {"movflags": "use_metadata_tags+faststart"}),
-    ".mkv": ("matroska", {}),
-}
-
-
-@dataclass(frozen=True)
-class Codec:
-    """How one kind of video is encoded; `options(quality)` are the encoder's own."""
-
-    encoder: str
-    options: Callable[[float], dict[str, str]]
-    qualities: tuple[float, float]
-    even: str
-    odd: str
-
-
-CODECS: dict[str, Codec] = {
-    "h264": Codec(
-        "libx264", lambda crf: {"crf": f"{crf:g}", "preset": "medium"}, (0, 51), even="yuv420p", odd="yuv444p"
-    ),
-}
 
 
 class VideoWriter:
@@ -59,11 +34,14 @@ class VideoWriter:
     Leaving the block normally (or `close()`) finishes the file and moves `<path>.part` to `path`; leaving it by an
     exception (or `abort()`) removes what was written, so an existing file under `path` stays untouched.
 
-    - `path`: .mp4, .m4v, .mov or .mkv. MKV keeps time stamps in milliseconds, the others the exact rate.
-    - `quality`: constant rate factor, 0 (lossless, huge) to 51; 18 looks the same as the source to most eyes.
-    - `pixel_format`: "auto" is yuv420p, which plays everywhere; H.264 cannot say an odd number of pixels in it, so
-      frames with an odd side become yuv444p (every pixel kept; a few hardware players refuse it). Any planar Y'CbCr
-      format of the encoder can be named.
+    - `path`: .mp4, .m4v, .mov, .mkv or .webm. MKV keeps time stamps in milliseconds, the others the exact rate.
+    - `codec`: a name of `formats.CODECS`; None is h264, and vp9 for .webm. `quality`: on the codec's own scale (for
+      h264 the constant rate factor, 0 lossless to 51); None looks the same as the source to most eyes.
+    - `pixel_format`: "auto" follows codec, `depth` (bits a channel) and `alpha`. 8-bit H.264 is yuv420p, which plays
+      everywhere; it cannot say an odd number of pixels in it, so frames with an odd side become yuv444p (every pixel
+      kept; a few hardware players refuse it). Any planar Y'CbCr format of the encoder can be named.
+    - `alpha`: frames come with a fourth channel. A codec that cannot hold it is a SettingsError.
+    - `time_base`: None is one tick a frame; a finer one is for frames that come with times of their own.
     - `colour`: tags to convert by and to write; None is BT.709 for HD and BT.601 below (`ColourTags.for_size`).
     - `pixel_aspect`: width of a pixel over its height, for anamorphic sources.
     - `metadata`: written into the file (values that are not strings as JSON), for example prompt and workflow.
@@ -78,25 +56,32 @@ class VideoWriter:
         frame_rate: Fraction | int | float,
         size: tuple[int, int],
         *,
-        codec: str = "h264",
-        quality: float = 18,
+        codec: str | None = None,
+        quality: float | None = None,
         pixel_format: str = "auto",
         colour: ColourTags | None = None,
         pixel_aspect: Fraction | int = 1,
         metadata: Mapping[str, Any] | None = None,
         audio_from: VideoSource | VideoReader | None = None,
+        depth: int = 8,
+        alpha: bool = False,
+        time_base: Fraction | None = None,
     ) -> None:
         self.path = Path(path)
         self.size = size
         self.frame_rate = Fraction(frame_rate).limit_denominator(1_000_000)
         self.num_frames = 0
+        self._time_base = time_base or 1 / self.frame_rate
+        self._channels = 4 if alpha else 3
+        self._last_tick = -1
         self._colour = colour or ColourTags.for_size(*size)
-        spec = _check(self.path, self.frame_rate, size, codec, quality)
-        self._pixel_format = (
-            pixel_format if pixel_format != "auto" else spec.odd if size[0] % 2 or size[1] % 2 else spec.even
-        )
-        if pixel_format == "auto" and self._pixel_format == spec.odd:
-            logger.info("%dx%d has an odd side: '%s' is written as %s", size[1], size[0], self.path, spec.odd)
+        spec, quality = _check(self.path, self.frame_rate, size, codec, quality)
+        if alpha and not spec.alpha:
+            able = ", ".join(name for name, other in CODECS.items() if other.alpha)
+            raise SettingsError(f"'{self.path}' cannot keep transparency with this codec; choose one of {able}")
+        self.pixel_format = pixel_format if pixel_format != "auto" else spec.pixel_format(size, depth, alpha)
+        if pixel_format == "auto" and "444" in self.pixel_format and "444" not in spec.even[0]:
+            logger.info("'%s', %dx%d, is written as %s", self.path, size[1], size[0], self.pixel_format)
         self._part = self.path.with_name(self.path.name + ".part")
         self._container: Any = None
         self._audio: AudioCopy | None = None
@@ -117,15 +102,19 @@ class VideoWriter:
     ) -> None:
         av = require("av", "av", "writing a video")
         name, options = CONTAINERS[self.path.suffix.lower()]
-        self._container = av.open(str(self._part), mode="w", format=name, options=options)
+        # bitexact: Matroska would otherwise write random numbers into every file.
+        self._container = av.open(str(self._part), mode="w", format=name, options={**options, "fflags": "+bitexact"})
         for key, value in metadata.items():
             self._container.metadata[key] = value if isinstance(value, str) else json.dumps(value)
         self._stream = self._container.add_stream(spec.encoder, rate=self.frame_rate, options=spec.options(quality))
         self._stream.height, self._stream.width = self.size
-        self._stream.pix_fmt = self._pixel_format
-        self._stream.time_base = 1 / self.frame_rate
+        self._stream.pix_fmt = self.pixel_format
+        self._stream.time_base = self._time_base
         context = self._stream.codec_context
-        context.time_base = 1 / self.frame_rate
+        context.time_base = self._time_base
+        context.thread_count = THREADS
+        if spec.encoder == "libx265" and name in ("mp4", "mov"):
+            context.codec_tag = "hvc1"  # the only tag of H.265 that Apple's players take
         context.sample_aspect_ratio = pixel_aspect
         context.colorspace = self._colour.matrix
         context.color_primaries = self._colour.primaries
@@ -142,21 +131,28 @@ class VideoWriter:
         self._container.start_encoding()
 
     def write(self, frames: Tensor) -> None:
-        """Appends frames (k,H,W,3) or one frame (H,W,3), RGB 0..1, any float type and device."""
-        frames = frames[None] if frames.ndim == 3 else frames
-        if tuple(frames.shape[1:]) != (*self.size, 3):
+        """Appends frames (k,H,W,3) or one frame (H,W,3), RGB 0..1, any float type and device; 4 channels with alpha."""
+        for picture in frames[None] if frames.ndim == 3 else frames:
+            self.add(self.prepare(picture))
+
+    def prepare(self, picture: Tensor) -> Any:
+        """One frame (H,W,3|4) as the encoder takes it: a PyAV frame, which a journal may keep meanwhile."""
+        if tuple(picture.shape) != (*self.size, self._channels):
             raise InputError(
-                f"'{self.path}' is written with frames {(*self.size, 3)} and got {tuple(frames.shape[1:])}"
+                f"'{self.path}' is written with frames {(*self.size, self._channels)} and got {tuple(picture.shape)}"
             )
+        return rgb_to_frame(picture, self.pixel_format, self._colour)
+
+    def add(self, frame: Any, time: Fraction | None = None) -> None:
+        """Appends a prepared frame that is shown at `time` seconds; None: one frame length after the one before."""
         if self._container is None:
             raise VideoError(f"'{self.path}' is closed; nothing can be added to it")
-        for picture in frames:
-            frame = rgb_to_frame(picture, self._pixel_format, self._colour)
-            frame.pts, frame.time_base = self.num_frames, 1 / self.frame_rate
-            frame.color_primaries, frame.color_trc = self._colour.primaries, self._colour.transfer
-            with self._errors("cannot be written"):
-                self._mux(self._stream.encode(frame))
-            self.num_frames += 1
+        tick = self.num_frames if time is None else max(round(time / self._time_base), self._last_tick + 1)
+        frame.pts, frame.time_base, self._last_tick = tick, self._time_base, tick
+        tag_frame(frame, self._colour)
+        with self._errors("cannot be written"):
+            self._mux(self._stream.encode(frame))
+        self.num_frames += 1
 
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
@@ -174,11 +170,13 @@ class VideoWriter:
             with self._errors("cannot be finished"):
                 self._mux(self._stream.encode(None))
                 if self._audio is not None:
-                    self._audio.finish(self.num_frames / self.frame_rate)
+                    self._audio.finish((self._last_tick + 1) * self._time_base)
                     self._audio.close()
                 container, self._container = self._container, None
                 container.close()
+                _make_durable(self._part)
                 os.replace(self._part, self.path)
+                sync_folder(self.path.parent)
         except BaseException:
             self.abort()
             raise
@@ -219,10 +217,18 @@ class VideoWriter:
             self.abort()
 
 
-def _check(path: Path, frame_rate: Fraction, size: tuple[int, int], codec: str, quality: float) -> Codec:
-    """All that can be wrong before a file is touched.
+def _make_durable(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
-    Errors: VideoError about the path, SettingsError about the rest.
+
+def _check(
+    path: Path, frame_rate: Fraction, size: tuple[int, int], codec: str | None, quality: float | None
+) -> tuple[Codec, float]:
+    """All that can be wrong before a file is touched; returns the codec and its quality.
+
+    Errors: VideoError about the path, MissingPackageError for an encoder that is not there, SettingsError about the
+    rest.
     """
     if path.suffix.lower() not in CONTAINERS:
         raise VideoError(f"'{path}' has no known ending; name the video with one of {', '.join(CONTAINERS)}")
@@ -230,13 +236,11 @@ def _check(path: Path, frame_rate: Fraction, size: tuple[int, int], codec: str, 
         raise VideoError(f"'{path}' cannot be written: the folder '{path.parent}' does not exist; create it first")
     if path.is_dir():
         raise VideoError(f"'{path}' is a folder; give the name of a video file")
-    if codec not in CODECS:
-        raise SettingsError(f"codec is {codec!r}; choose one of {', '.join(CODECS)}")
-    low, high = CODECS[codec].qualities
-    if not low <= quality <= high:
-        raise SettingsError(f"quality is {quality:g}; for {codec} it is {low:g} (best) to {high:g}")
+    name = codec_for(path, codec)
+    quality = check_quality(name, quality)
     if frame_rate <= 0:
         raise SettingsError(f"frame_rate is {frame_rate}; it must be positive")
     if min(size) < 1:
         raise SettingsError(f"size is {size[1]}x{size[0]}; both sides need at least 1 pixel")
-    return CODECS[codec]
+    require_encoder(name)
+    return CODECS[name], quality

@@ -78,9 +78,16 @@ def bit_depth(frame: Any) -> int:
     return max(component.bits for component in frame.format.components)
 
 
-def frame_to_rgb(frame: Any, tags: ColourTags) -> Tensor:
-    """PyAV frame -> RGB (H,W,3) float32 in 0..1, rotation not applied; alpha is dropped."""
+def has_alpha(frame: Any) -> bool:
+    """True if a PyAV frame holds transparency."""
+    return frame.format.name.startswith(("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya"))
+
+
+def frame_to_rgb(frame: Any, tags: ColourTags, alpha: bool = False) -> Tensor:
+    """PyAV frame -> RGB (H,W,3) float32 in 0..1, rotation not applied; (H,W,4) with `alpha` (1 where it has none)."""
     depth = bit_depth(frame)
+    if alpha:
+        return torch.cat([frame_to_rgb(frame, tags), _alpha(frame)], dim=-1)
     if _is_yuv(frame.format):
         return yuv_to_rgb(_yuv_planes(frame, depth, tags.full_range), depth, tags)
     deep = depth > 8
@@ -90,23 +97,58 @@ def frame_to_rgb(frame: Any, tags: ColourTags) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32).reshape(frame.height, frame.width, 3)).div_(scale)
 
 
+def _alpha(frame: Any) -> Tensor:
+    """(H,W,1) float32 in 0..1."""
+    if not has_alpha(frame):
+        return torch.ones(frame.height, frame.width, 1)
+    depth = bit_depth(frame)
+    deep = depth > 8
+    if frame.format.name.startswith("yuva"):
+        plane = _plane(frame.planes[3], frame.height, frame.width, deep).astype(np.float32)
+        return torch.from_numpy(plane / (2**depth - 1))[..., None]
+    packed = frame.reformat(format="rgba64le" if deep else "rgba")
+    pixels = _plane(packed.planes[0], frame.height, frame.width * 4, deep).astype(np.float32)
+    return torch.from_numpy(pixels.reshape(frame.height, frame.width, 4)[..., 3:]).div(65535 if deep else 255)
+
+
 def rgb_to_frame(picture: Tensor, pixel_format: str, tags: ColourTags) -> Any:
-    """RGB (H,W,3) in 0..1 -> PyAV frame of a planar Y'CbCr `pixel_format` (yuv420p, yuv444p, yuv420p10le, ...),
-    tagged.
+    """RGB (H,W,3) or RGBA (H,W,4) in 0..1 -> tagged PyAV frame of a planar Y'CbCr `pixel_format` (yuv420p,
+    yuva444p10le, ...) or a packed RGB one (rgb24, rgba, rgb48be, rgba64be).
     """
     import av
 
+    if pixel_format.startswith("rgb"):
+        return _packed_frame(picture, pixel_format)
     depth = av.VideoFormat(pixel_format, 16, 16).components[0].bits
     height, width = picture.shape[:2]
-    planes = rgb_to_yuv(picture, depth, tags).cpu().numpy()
-    frame = av.VideoFrame(width, height, _full_chroma(depth))
+    transparent = pixel_format.startswith("yuva")
+    planes = list(rgb_to_yuv(picture[..., :3], depth, tags).cpu().numpy())
+    if transparent:
+        planes.append(picture[..., 3].float().clamp(0, 1).mul(2**depth - 1).round().to(torch.int32).cpu().numpy())
+    frame = av.VideoFrame(width, height, _full_chroma(depth, transparent))
     for source, plane in zip(planes, frame.planes, strict=True):
         _plane(plane, height, width, depth > 8)[:] = source
     colour_range = 2 if tags.full_range else 1
     if frame.format.name != pixel_format:
         frame = frame.reformat(format=pixel_format, src_color_range=colour_range, dst_color_range=colour_range)
-    frame.colorspace, frame.color_range = tags.matrix, colour_range
+    tag_frame(frame, tags)
     return frame
+
+
+def tag_frame(frame: Any, tags: ColourTags) -> None:
+    """Writes `tags` into a PyAV frame; pictures that are RGB themselves need none."""
+    if frame.format.name.startswith("rgb"):
+        return
+    frame.colorspace, frame.color_range = tags.matrix, 2 if tags.full_range else 1
+    frame.color_primaries, frame.color_trc = tags.primaries, tags.transfer
+
+
+def _packed_frame(picture: Tensor, pixel_format: str) -> Any:
+    import av
+
+    deep = pixel_format.endswith("be")
+    codes = picture.float().clamp(0, 1).mul(65535 if deep else 255).round().to(torch.int32).cpu().numpy()
+    return av.VideoFrame.from_ndarray(codes.astype(np.uint16 if deep else np.uint8), format=pixel_format)
 
 
 def yuv_to_rgb(planes: Tensor, depth: int, tags: ColourTags) -> Tensor:
@@ -149,8 +191,9 @@ def _is_yuv(pixel_format: Any) -> bool:
     return name.startswith(("yuv", "nv", "p0", "p2", "p4", "y2", "uyvy", "yvyu", "gray"))
 
 
-def _full_chroma(depth: int) -> str:
-    return "yuv444p" if depth == 8 else f"yuv444p{depth}le"
+def _full_chroma(depth: int, alpha: bool = False) -> str:
+    name = "yuva444p" if alpha else "yuv444p"
+    return name if depth == 8 else f"{name}{depth}le"
 
 
 def _yuv_planes(frame: Any, depth: int, full_range: bool) -> Tensor:

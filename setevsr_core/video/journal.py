@@ -1,0 +1,212 @@
+"""Unfinished work on disk: finished frames as lossless chunks beside a description of the job.
+
+A chunk's name is its commit: `<first>-<stop>-<sha256>.chunk` appears by a rename, after its bytes are on the disk. So
+whatever ends a run - kill -9, a power cut, a full disk - leaves chunks that are whole or are recognised as broken.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import VideoError
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+_NAME = re.compile(r"(\d{9})-(\d{9})-([0-9a-f]{32})\.chunk")
+
+
+class Journal:
+    """The folder of one job; a context manager that holds the job's lock.
+
+    `job` describes all that decides the result, by topic (values that JSON can hold). A folder of the same job is
+    continued; one of another job is emptied and the log says which topic differs. Leaving the block keeps the folder
+    if it holds chunks, unless `finish()` was called.
+    Errors: VideoError if another process works on the folder, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path, job: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._job = json.loads(json.dumps({"version": VERSION, **job}, default=str))
+        self._lock: Any = None
+        self._chunks: list[Path] = []
+        self.frames_done = 0
+
+    def __enter__(self) -> Journal:
+        with _disk_errors(self.folder):
+            self._lock = _lock(self.folder)
+            try:
+                self._adopt()
+            except BaseException:
+                self._release()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None and not self._chunks:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._release()
+
+    def add(self, data: bytes, frames: int) -> None:
+        """Keeps a chunk with the next `frames` frames; on return it survives a power cut."""
+        first, stop = self.frames_done, self.frames_done + frames
+        digest = hashlib.sha256(data).hexdigest()[:32]
+        path = self.folder / f"{first:09d}-{stop:09d}-{digest}.chunk"
+        with _disk_errors(self.folder):
+            write_atomically(path, data)
+        self._chunks.append(path)
+        self.frames_done = stop
+
+    def chunks(self) -> list[Path]:
+        """The whole chunks from frame 0 on, in order."""
+        return list(self._chunks)
+
+    def finish(self) -> None:
+        """The result is complete: the folder goes away."""
+        self._chunks = []
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._release()
+
+    def _adopt(self) -> None:
+        """Takes over what an earlier run of the same job has left, and clears away the rest."""
+        description = self.folder / "job.json"
+        known = _read_json(description)
+        if known == self._job:
+            self._find_chunks()
+            if self.frames_done:
+                logger.warning("continuing an unfinished run: %d frames are there already", self.frames_done)
+        else:
+            if known is not None:
+                logger.warning("starting afresh: %s; the unfinished work in '%s' is dropped",
+                               _difference(known, self._job), self.folder)  # fmt: skip
+            write_atomically(description, json.dumps(self._job, indent=1, sort_keys=True).encode())
+        keep = {description, self.folder / "lock", *self._chunks}
+        for path in self.folder.iterdir():
+            if path not in keep and (path.suffix in (".chunk", ".tmp")):
+                path.unlink(missing_ok=True)
+
+    def _find_chunks(self) -> None:
+        for path in sorted(self.folder.glob("*.chunk")):
+            match = _NAME.fullmatch(path.name)
+            if match is None or int(match[1]) != self.frames_done or int(match[2]) <= self.frames_done:
+                return
+            if hashlib.sha256(path.read_bytes()).hexdigest()[:32] != match[3]:
+                logger.warning("'%s' is damaged; its frames are restored again", path)
+                return
+            self._chunks.append(path)
+            self.frames_done = int(match[2])
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The file is there with all its bytes, or not at all; also after a power cut."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in `folder` durable, where the system can."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems refuse
+        pass
+    finally:
+        os.close(handle)
+
+
+def _lock(folder: Path) -> int:
+    """An open, locked file in `folder`; the system lets go of it when the process ends, however it ends."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        path = folder / "lock"
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # another run has just finished and removed the folder
+            continue
+        try:
+            _lock_handle(handle)
+        except OSError as error:
+            os.close(handle)
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                raise VideoError(
+                    f"another run is writing this video already ('{folder}' is in use); wait for it or stop it"
+                ) from error
+            raise
+        if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
+            return handle
+        os.close(handle)  # locked a file that its owner has just removed
+
+
+def _lock_handle(handle: int) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class _disk_errors:  # noqa: N801 - reads as a context
+    """OSError -> VideoError that names the folder; a full disk is said plainly."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, OSError):
+            return
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise VideoError(
+                f"The disk is full while '{self._folder}' is written; free some space and run the same again: "
+                "it continues where it stopped"
+            ) from error
+        raise VideoError(
+            f"'{self._folder}', the folder for unfinished work, cannot be written: {error.strerror or error}"
+        ) from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _difference(old: Any, new: Mapping[str, Any]) -> str:
+    if not isinstance(old, dict) or old.get("version") != new["version"]:
+        return "another version wrote it"
+    topics = [topic for topic in sorted({*old, *new}) if old.get(topic) != new.get(topic)]
+    return f"the {' and the '.join(topics)} changed"

@@ -1,0 +1,155 @@
+"""What a video has is what its result has: rate, times, depth, colours, sound, subtitles, chapters, transparency."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from setevsr_core.errors import MissingPackageError, SettingsError, VideoError
+from setevsr_core.video import formats
+from setevsr_core.video.reading import VideoReader
+from setevsr_core.video.sequence import SequenceReader, SequenceWriter
+from setevsr_core.video.writing import VideoWriter
+from setevsr_core.video.yuv import ColourTags
+
+from .video_helpers import gradient_frames, make_clip, stream_facts
+
+av = pytest.importorskip("av")
+
+
+def uneven_clip(path: Path) -> tuple[Path, list[Fraction]]:
+    """A clip of 12 frames that are 40 ms apart, with two long waits; returns it and the times in seconds."""
+    ticks = [0, 40, 80, 120, 1000, 1040, 1080, 2000, 2040, 2080, 2120, 2160]
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.height, stream.width = 16, 24
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for index, tick in enumerate(ticks):
+            picture = gradient_frames(12, 16, 24)[index].mul(255).byte().numpy()
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = tick, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path, [Fraction(tick, 1000) for tick in ticks]
+
+
+def write(path: Path, frames: torch.Tensor, **options: Any) -> Path:
+    with VideoWriter(path, Fraction(30000, 1001), (frames.shape[1], frames.shape[2]), **options) as writer:
+        writer.write(frames)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "depth", "pixel_format"),
+    [
+        ("h264", ".mp4", 8, "yuv420p"), ("h264", ".mkv", 10, "yuv420p10le"),
+        ("h265", ".mp4", 8, "yuv420p"), ("h265", ".mov", 10, "yuv420p10le"),
+        ("av1", ".mp4", 8, "yuv420p"), ("av1", ".webm", 10, "yuv420p10le"),
+        ("vp9", ".webm", 8, "yuv420p"), ("ffv1", ".mkv", 8, "yuv444p"), ("ffv1", ".mkv", 10, "yuv444p10le"),
+        ("prores", ".mov", 10, "yuv422p10le"), (None, ".webm", 8, "yuv420p"),
+    ],
+)  # fmt: skip
+def test_codecs_keep_picture_rate_and_tags(
+    tmp_path: Path, codec: str | None, suffix: str, depth: int, pixel_format: str
+) -> None:
+    frames = gradient_frames(5, 96, 128)
+    tags = ColourTags(1, 1, 1)
+    paths = [write(tmp_path / f"{name}{suffix}", frames, codec=codec, depth=depth, colour=tags) for name in "ab"]
+    assert paths[0].read_bytes() == paths[1].read_bytes()  # the same input, the same file
+    facts = stream_facts(paths[0])
+    assert facts["pix_fmt"] == pixel_format and len(facts["times"]) == 5
+    if suffix in (".mp4", ".mov"):
+        assert facts["rate"] == Fraction(30000, 1001)
+    with VideoReader(paths[0]) as reader:
+        assert reader.tags.matrix == 1 and not reader.tags.full_range
+        assert (torch.stack(list(reader)) - frames).abs().mean() < 3 / 255
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265", "av1", "vp9", "ffv1", "prores"])
+def test_odd_sizes_keep_every_pixel(tmp_path: Path, codec: str) -> None:
+    suffix = ".mov" if codec == "prores" else ".mkv"
+    path = write(tmp_path / f"a{suffix}", gradient_frames(3, 65, 97), codec=codec)
+    with VideoReader(path) as reader:
+        assert reader.size == (65, 97)
+        assert (torch.stack(list(reader)) - gradient_frames(3, 65, 97)).abs().mean() < 4 / 255
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("prores", ".mov"), ("vp9", ".webm"), ("ffv1", ".mkv")])
+def test_transparency_is_kept(tmp_path: Path, codec: str, suffix: str) -> None:
+    frames = torch.cat([gradient_frames(3, 64, 96), torch.linspace(0, 1, 96).expand(3, 64, 96)[..., None]], dim=-1)
+    path = write(tmp_path / f"a{suffix}", frames, codec=codec, alpha=True)
+    with VideoReader(path, alpha=True) as reader:
+        assert reader.alpha
+        assert (torch.stack(list(reader)) - frames)[..., 3].abs().mean() < 3 / 255
+    assert next(iter(VideoReader(path))).shape == (64, 96, 3)
+    with pytest.raises(SettingsError, match="transparency"):
+        write(tmp_path / "b.mp4", frames, alpha=True)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("matrix", [1, 5, 6, 9])
+def test_range_and_matrix_are_kept_and_tagged(tmp_path: Path, matrix: int, full: bool) -> None:
+    tags = ColourTags(matrix, 1, 1, full)
+    with VideoReader(write(tmp_path / "a.mp4", gradient_frames(2), colour=tags)) as reader:
+        assert (reader.tags.matrix, reader.tags.full_range) == (matrix, full)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "error", "message"),
+    [
+        ("a.webm", "h264", VideoError, "cannot hold h264"),
+        ("a.mp4", "prores", VideoError, "cannot hold prores"),
+        ("a.mp4", "dirac", SettingsError, "choose one of"),
+        ("a.avi", None, VideoError, "ending"),
+    ],
+)
+def test_what_does_not_go_together_is_said(
+    tmp_path: Path, name: str, codec: str | None, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        write(tmp_path / name, gradient_frames(1), codec=codec)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_encoder_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = formats.CODECS["h264"]
+    monkeypatch.setitem(formats.CODECS, "h264", formats.Codec(**{**codec.__dict__, "encoder": "libnothing"}))
+    with pytest.raises(MissingPackageError, match="no encoder 'libnothing' for h264"):
+        write(tmp_path / "a.mp4", gradient_frames(1))
+
+
+def test_even_and_uneven_times_are_told_apart(tmp_path: Path) -> None:
+    assert VideoReader(make_clip(tmp_path / "a.mp4", rate=Fraction(30000, 1001))).even()
+    assert VideoReader(make_clip(tmp_path / "a.mkv", rate=Fraction(30000, 1001))).even()
+    assert VideoReader(make_clip(tmp_path / "a.mp4"), 0.1, 0.2).even()
+    path, _ = uneven_clip(tmp_path / "b.mkv")
+    assert not VideoReader(path).even()
+
+
+# ---- folders of pictures
+
+
+@pytest.mark.parametrize(
+    ("ending", "depth", "alpha", "tolerance"),
+    [(".png", 8, False, 0.5 / 255), (".png", 16, True, 1 / 65535), (".tiff", 16, False, 1 / 65535),
+     (".jpg", 8, False, 3 / 255), (".tif", 8, True, 0.5 / 255)],
+)  # fmt: skip
+def test_pictures_come_back(tmp_path: Path, ending: str, depth: int, alpha: bool, tolerance: float) -> None:
+    frames = gradient_frames(11, 32, 48)
+    if alpha:
+        frames = torch.cat([frames, frames[..., :1]], dim=-1)
+    pattern = tmp_path / "pictures" / f"frame_%d{ending}"
+    with SequenceWriter(pattern, (32, 48), depth=depth, alpha=alpha) as writer:
+        for frame in frames:
+            writer.add(writer.prepare(frame))
+        assert not pattern.parent.exists()
+    reader = SequenceReader(pattern.parent, alpha=True)
+    assert len(reader) == 11 and reader.alpha == alpha and reader.bit_depth == depth
+    assert (torch.stack(list(reader)) - frames).abs().mean() <= tolerance
+    with pytest.raises(VideoError, match="not empty"):
+        SequenceWriter(pattern, (32, 48))
+    assert len(SequenceReader(pattern.parent, Fraction(10), 0.2, 0.5)) == 5
