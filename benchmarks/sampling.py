@@ -1,4 +1,4 @@
-"""What steps, strength and sampler do to quality, on packed segments: the figures behind a preset's defaults.
+"""What steps, strength, sampler and colour correction do to quality, on packed segments: the figures behind a preset's defaults.
 
     python -m benchmarks.sampling PACK --lpips-weights alexnet_features.safetensors [--segments 16]
 
@@ -19,11 +19,10 @@ from setevsr_core.training.data import PackedDataset
 
 RUNS: list[dict[str, object]] = [
     {"steps": 0},
-    *({"steps": n, "sampler": "ddim", "strength": s} for s in (1.0, 0.6, 0.3) for n in (1, 2, 4)),
-    {"steps": 8, "sampler": "ddim", "strength": 1.0},
+    *({"steps": n, "sampler": "ddim", "strength": s} for s in (0.5, 1.0) for n in (2, 4, 8)),
+    *({"steps": n, "sampler": "ddim", "strength": 0.5, "colour": c} for c in ("none", "adain") for n in (0, 2)),
     {"steps": 8, "sampler": "dpmpp_2m", "strength": 1.0},
     {"steps": 15, "sampler": "ddpm", "strength": 1.0},
-    {"steps": 15, "sampler": "ddpm", "strength": 0.5},
 ]
 
 
@@ -33,6 +32,7 @@ def main() -> None:
     parser.add_argument("--lpips-weights", type=Path, required=True)
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--segments", type=int, default=16)
+    parser.add_argument("--only", type=int, nargs="+", metavar="N", help="only these lines of the table, from 0")
     args = parser.parse_args()
 
     data, lpips, restorer = PackedDataset(args.pack), LPIPS(args.lpips_weights), Restorer.from_preset(args.preset)
@@ -42,7 +42,7 @@ def main() -> None:
     print(f"{args.segments} segments of {data.frames} frames, {data.size} px, noise seed 0, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads")
     print("| setting | LPIPS | PSNR | E_warp | s/frame |\n|---|---|---|---|---|")
-    for run in RUNS:
+    for run in [RUNS[n] for n in args.only] if args.only else RUNS:
         started = time.perf_counter()
         results = [restorer.restore(lr, scale=data.scale, seed=0, **run) for lr, _ in pairs]  # type: ignore[arg-type]
         seconds = (time.perf_counter() - started) / (len(pairs) * data.frames)
