@@ -1,4 +1,4 @@
-"""What steps, strength, sampler and colour correction do to quality, on packed segments: the figures behind a preset's defaults.
+"""What steps, strength, sampler and colour do to quality, on packed segments: the figures behind a preset's defaults.
 
     python -m benchmarks.sampling PACK --lpips-weights alexnet_features.safetensors [--segments 16]
 
