@@ -35,10 +35,11 @@ class EncodeLatents(io.ComfyNode):
         from .progress import NodeProgress
 
         memory = activation_memory(segments.size, 1, 0, vae.module.dtype)["vae"]
-        encoded = encode_latents(
-            vae.load(memory), segments.frames[..., :3], segments.scale,
-            device=vae.device, on_frame=NodeProgress().count, check_cancel=compat.check_interrupt,
-        )  # fmt: skip
+        with compat.readable_memory_error("lower 'scale' of Split Segments."):
+            encoded = encode_latents(
+                vae.load(memory), segments.frames[..., :3], segments.scale,
+                device=vae.device, on_frame=NodeProgress().count, check_cancel=compat.check_interrupt,
+            )  # fmt: skip
         note = LatentNote(
             segments.identity, segments.spans, segments.scale, vae.module.config.scaling_factor,
             encoded.latents, encoded.content, encoded.preview_matrix,

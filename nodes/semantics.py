@@ -35,10 +35,11 @@ class EncodeSemantics(io.ComfyNode):
         from .pictures import principal_colours
         from .progress import NodeProgress
 
-        embeddings = encode_semantics(
-            encoder.load(), segments.frames[..., :3],
-            device=encoder.device, on_frame=NodeProgress().count, check_cancel=compat.check_interrupt,
-        )  # fmt: skip
+        with compat.readable_memory_error("load a smaller SAM 2 encoder, or choose 'bf16' in its loader."):
+            embeddings = encode_semantics(
+                encoder.load(), segments.frames[..., :3],
+                device=encoder.device, on_frame=NodeProgress().count, check_cancel=compat.check_interrupt,
+            )  # fmt: skip
         preview = principal_colours(embeddings, (segments.identity.height, segments.identity.width))
         return io.NodeOutput(
             SemanticSet(embeddings, segments.identity), preview.to(**compat.intermediate_options())

@@ -353,3 +353,27 @@ def test_estimate_node(nodes: dict[str, Any], handles: dict[str, Any]) -> None:
     assert "7 frames become 64x48, in 2 segments" in text and gigabytes > 0 and minutes > 0
     _, smaller, _ = nodes["SeTeVSREstimate"].execute(**common, **handles).result
     assert 0 < smaller < gigabytes
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("stage", "remedy"), [
+    ("encode_latents", "lower 'scale' of Split Segments"), ("encode_semantics", "load a smaller SAM 2 encoder"),
+    ("decode_span", "lower 'length' of Split Segments"), ("denoise_span", "lower 'tile' of Denoise"),
+])  # fmt: skip
+def test_a_full_memory_names_the_widget_in_every_stage(
+    stage: str, remedy: str, nodes: dict[str, Any], handles: dict[str, Any], stages: dict[str, Any],
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(part(pack, "setevsr_core.stages"), stage, full)
+    segments, latents = stages["segments"], stages["latents"]
+    runs = {
+        "encode_latents": lambda: nodes["SeTeVSREncodeLatents"].execute(segments, handles["vae"]),
+        "encode_semantics": lambda: nodes["SeTeVSREncodeSemantics"].execute(segments, handles["encoder"]),
+        "decode_span": lambda: nodes["SeTeVSRTemporalDecode"].execute(latents, segments, handles["vae"]),
+        "denoise_span": lambda: own(nodes, handles, stages, "ddim"),
+    }
+    with pytest.raises(part(pack, "setevsr_core.errors").SettingsError, match=f"The memory is full: {remedy}"):
+        runs[stage]()
