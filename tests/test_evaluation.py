@@ -132,7 +132,7 @@ def test_vmaf_where_ffmpeg_has_it() -> None:
 def test_a_shifted_result_is_refused_with_its_shift(x: float, y: float) -> None:
     truth = textured(2, 96, 128)
     shift = alignment.estimate_shift(fourier_shift(truth, x, y), truth)
-    assert (shift.x, shift.y) == pytest.approx((x, y), abs=0.08) and shift.error < 0.05
+    assert (shift.x, shift.y) == pytest.approx((x, y), abs=0.08) and shift.error < 0.1
     with pytest.raises(InputError, match=r"city of bicubic: the result is shifted by [+-]\d\.\d\d px to the right"):
         alignment.check_alignment(fourier_shift(truth, x, y), truth, "city of bicubic")
 
