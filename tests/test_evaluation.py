@@ -1,0 +1,431 @@
+"""Measuring: exact figures on synthetic pictures, alignment, statistics, tables, data sets, and the command itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from setevsr_core import cli
+from setevsr_core.errors import CheckpointError, InputError, MissingPackageError, SettingsError
+from setevsr_core.evaluation import alignment, datasets, measures, methods, metrics, pictures, running, tables
+from setevsr_core.evaluation.records import TRUTH, Records, Row
+from setevsr_core.evaluation.statistics import bootstrap
+
+
+def textured(frames: int = 2, height: int = 64, width: int = 80, seed: int = 0) -> torch.Tensor:
+    """(N, H, W, 3) of smooth random texture that moves by one pixel a frame."""
+    coarse = torch.rand(1, 3, height // 8 + 2, width // 8 + 2, generator=torch.Generator().manual_seed(seed))
+    size = (height, width)
+    picture = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)[0].movedim(0, -1)
+    return torch.stack([picture.roll(i, 1) for i in range(frames)])
+
+
+def fourier_shift(clip: torch.Tensor, x: float, y: float) -> torch.Tensor:
+    """The clip moved by fractions of a pixel, exactly, with its borders wrapped around."""
+    fy = torch.fft.fftfreq(clip.shape[1]).view(1, -1, 1, 1)
+    fx = torch.fft.fftfreq(clip.shape[2]).view(1, 1, -1, 1)
+    turn = torch.exp(-2j * math.pi * (fx * x + fy * y))
+    return torch.fft.ifft2(torch.fft.fft2(clip.double(), dim=(1, 2)) * turn, dim=(1, 2)).real.float()
+
+
+def write_frames(folder: Path, clip: torch.Tensor) -> None:
+    for index, frame in enumerate(clip):
+        pictures.save_png(folder / f"{index:08d}.png", frame)
+
+
+# ---- metrics --------------------------------------------------------------------------------------------------------
+def test_psnr_of_a_known_error() -> None:
+    truth = torch.full((2, 16, 16, 3), 0.5)
+    assert metrics.psnr(truth + 0.1, truth) == pytest.approx(20.0, abs=1e-4)
+    assert metrics.psnr(truth, truth) == pytest.approx(100.0)
+    # A grey error of 0.1 is one of 0.1 * 219 / 255 in studio luma.
+    assert metrics.psnr(truth + 0.1, truth, of_luma=True) == pytest.approx(20 - 20 * math.log10(219 / 255), abs=1e-4)
+    green = truth.clone()
+    green[..., 1] += 0.1
+    assert metrics.psnr(green, truth) == pytest.approx(20 + 10 * math.log10(3), abs=1e-4)
+
+
+def test_ssim_of_equal_and_of_constant_pictures() -> None:
+    truth = textured()
+    assert metrics.ssim(truth, truth) == pytest.approx(1.0) == metrics.ssim(truth, truth, of_luma=False)
+    dark, bright = torch.full((1, 16, 16, 3), 0.2), torch.full((1, 16, 16, 3), 0.4)
+    expected = (2 * 0.2 * 0.4 + 1e-4) / (0.2**2 + 0.4**2 + 1e-4)
+    assert metrics.ssim(dark, bright, of_luma=False) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(InputError, match="11x11"):
+        metrics.ssim(dark[:, :8], bright[:, :8])
+
+
+def test_temporal_distance_compares_the_changes() -> None:
+    def brightness(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a.mean() - b.mean()).abs())
+
+    levels = torch.tensor([0.0, 0.1, 0.4]).view(3, 1, 1, 1).expand(3, 4, 4, 3)
+    steady = torch.zeros(3, 4, 4, 3)
+    assert metrics.temporal_distance(brightness, levels, steady) == pytest.approx((0.1 + 0.3) / 2)
+    assert metrics.temporal_distance(brightness, levels, levels + 0.5) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_flickering_clip_has_a_larger_warping_error() -> None:
+    truth = textured(4)
+    flicker = truth.clone()
+    flicker[1::2] = (flicker[1::2] - 0.1).clamp(0, 1)
+    assert metrics.warping_error(truth, truth) < 2 < 10 < metrics.warping_error(flicker, truth)
+
+
+def weights_file(name: str) -> Path:
+    named = os.environ.get("SETEVSR_LPIPS_WEIGHTS")
+    path = Path(named).parent / name if named else Path(name)
+    if not path.is_file():
+        pytest.skip(f"{name} is not there: set SETEVSR_LPIPS_WEIGHTS to the AlexNet weights, with {name} beside them")
+    return path
+
+
+def test_niqe_prefers_texture_to_blur() -> None:
+    pytest.importorskip("scipy")
+    from setevsr_core.evaluation.naturalness import NIQE
+
+    niqe = NIQE(weights_file("niqe_pris_params.npz"))
+    generator = torch.Generator().manual_seed(0)
+    # Noise whose power falls with the square of the frequency, as that of photographs does.
+    frequency = torch.hypot(torch.fft.fftfreq(192)[:, None], torch.fft.fftfreq(288)[None]).clamp(min=1 / 288)
+    picture = torch.fft.ifft2(torch.fft.fft2(torch.randn(192, 288, generator=generator)) / frequency).real
+    picture = (0.5 + 0.15 * (picture - picture.mean()) / picture.std()).clamp(0, 1)[None, None]
+    blurred = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(picture, (4,) * 4, mode="reflect"), 9, 1)
+    sharp, soft = (p[0].movedim(0, -1).expand(192, 288, 3)[None] for p in (picture, blurred))
+    assert 0 < niqe(sharp) < niqe(soft)
+    with pytest.raises(InputError, match="96x96"):
+        niqe(sharp[:, :100, :100])
+
+
+def test_dists_is_zero_for_equal_frames_and_grows() -> None:
+    pytest.importorskip("DISTS_pytorch")
+    from setevsr_core.evaluation.dists import DISTS
+
+    dists = DISTS(weights_file("vgg16_features_fp16.safetensors"))
+    truth = textured(1)
+    assert dists(truth, truth) == pytest.approx(0.0, abs=1e-5)
+    noise = 0.05 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    assert 0 < dists((truth + noise).clamp(0, 1), truth) < dists((truth + 4 * noise).clamp(0, 1), truth)
+
+
+def test_vmaf_where_ffmpeg_has_it() -> None:
+    from setevsr_core.evaluation.vmaf import VMAF
+
+    try:
+        vmaf = VMAF()
+    except MissingPackageError as error:
+        pytest.skip(str(error))
+    truth = textured(3, 144, 176)
+    assert vmaf(truth, truth) > 90
+    assert vmaf((truth * 0.2 + 0.4), truth) < vmaf(truth, truth) - 20
+
+
+# ---- alignment ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("x", "y"), [(1.0, 0.0), (0.5, 0.0), (0.0, -0.5), (-3.0, 2.0)])
+def test_a_shifted_result_is_refused_with_its_shift(x: float, y: float) -> None:
+    truth = textured(2, 96, 128)
+    shift = alignment.estimate_shift(fourier_shift(truth, x, y), truth)
+    assert (shift.x, shift.y) == pytest.approx((x, y), abs=0.08) and shift.error < 0.1
+    with pytest.raises(InputError, match=r"city of bicubic: the result is shifted by [+-]\d\.\d\d px to the right"):
+        alignment.check_alignment(fourier_shift(truth, x, y), truth, "city of bicubic")
+
+
+def test_aligned_blurred_and_flat_results_pass() -> None:
+    truth = textured(2, 96, 128)
+    low = torch.nn.functional.avg_pool2d(truth.movedim(-1, 1), 4)
+    blurred = torch.nn.functional.interpolate(low, scale_factor=4, mode="bicubic").movedim(1, -1)
+    assert alignment.check_alignment(blurred, truth, "blurred").distance < 0.1
+    flat = torch.full_like(truth, 0.5)
+    assert math.isinf(alignment.check_alignment(flat, flat, "flat").error)
+
+
+def test_the_shift_of_the_input_is_forgiven_up_to_half_a_pixel() -> None:
+    truth = textured(2, 96, 128)
+    moved = fourier_shift(truth, 0.4, 0.0)
+    own = alignment.Shift(0.4, 0.0, 0.01)
+    assert alignment.check_alignment(moved, truth, "noisy", own=own).x == pytest.approx(0.4, abs=0.08)
+    with pytest.raises(InputError):
+        alignment.check_alignment(truth.roll(2, 2), truth, "far", own=alignment.Shift(2.0, 0.0, 0.01))
+
+
+def test_other_counts_and_sizes_are_refused() -> None:
+    truth = textured(2)
+    with pytest.raises(InputError, match="1 frames and the truth 2"):
+        alignment.check_alignment(truth[:1], truth, "short")
+    with pytest.raises(InputError, match="78x64 and the truth 80x64"):
+        alignment.check_alignment(truth[:, :, 1:-1], truth, "narrow")
+
+
+# ---- statistics and tables ------------------------------------------------------------------------------------------
+def test_bootstrap_of_known_data() -> None:
+    interval = bootstrap([1.0] * 5)
+    assert (interval.mean, interval.low, interval.high, interval.count) == (1.0, 1.0, 1.0, 5)
+    values = np.random.default_rng(3).normal(10, 2, 200)
+    interval = bootstrap(list(values))
+    half = 1.96 * values.std(ddof=1) / 200**0.5
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.1)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.1)
+    assert bootstrap(list(values), seed=1) == bootstrap(list(values), seed=1) != interval
+    assert math.isnan(bootstrap([4.0]).low) and bootstrap([4.0]).mean == 4.0
+    with pytest.raises(InputError):
+        bootstrap([])
+
+
+def test_table_holds_means_clips_and_what_is_missing(tmp_path: Path) -> None:
+    def row(clip: str, method: str, psnr: float | None, niqe: float) -> Row:
+        figures = {"niqe": niqe} | ({} if psnr is None else {"psnr": psnr})
+        return Row(clip, method, "", 2, (8, 8), 0.5, None if method == TRUTH else (0.1, -0.2, 0.05), figures)
+
+    rows = [row("a", "bicubic", 20.0, 8.0), row("b", "bicubic", 20.0, 8.0), row("a", TRUTH, None, 4.0)]
+    settings = {"crop": (8, 8), "frames": 2, "scale": 4, "low": "degrade", "seed": 1000, "bootstrap_seed": 0}
+    text = tables.markdown(rows, ["psnr", "niqe", "dover"], settings, {"dover": "no | file"})
+    assert "2 clips, first 2 frames, centre 8x8, x4, degradation seeds 1000.., bootstrap seed 0;" in text
+    assert f"torch {torch.__version__}" in text and f"{torch.get_num_threads()} threads" in text
+    assert "| method | PSNR ↑ | NIQE ↓ | s/frame |" in text
+    assert "| bicubic | 20.00 (20.00 to 20.00) | 8.00 (8.00 to 8.00) | 0.50 (0.50 to 0.50) |" in text
+    assert "| a | truth | – | 4.00 | – | – |" in text
+    assert "| a | bicubic | 20.00 | 8.00 | 0.50 | +0.10, -0.20 ± 0.05 |" in text
+    assert "| DOVER | no \\| file |" in text
+    tables.write_csv(tmp_path, rows, ["psnr", "niqe"], settings)
+    assert (tmp_path / "means.csv").read_text().splitlines()[1] == "bicubic,psnr,20,20,20,2"
+    assert (tmp_path / "clips.csv").read_text().splitlines()[1] == "a,bicubic,2,8,8,20,8,0.5,0.1,-0.2,0.05"
+
+
+def test_records_go_on_after_a_torn_line_and_refuse_other_settings(tmp_path: Path) -> None:
+    row = Row("a", "m", "f", 2, (8, 8), 0.5, (0.0, 0.0, 0.1), {"psnr": 20.0, "niqe": None})
+    Records(tmp_path, {"seed": 1, "crop": (4, 4)}).add(row)
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"clip": "b", "meth')
+    records = Records(tmp_path, {"seed": 1, "crop": (4, 4)})
+    assert records.rows == {("a", "m"): row}
+    records.add(Row("b", "m", "f", 2, (8, 8), 0.5))
+    assert len(Records(tmp_path, {"seed": 1, "crop": (4, 4)}).rows) == 2
+    assert records.find("a", "m", "f", ["psnr", "niqe"]) == row
+    assert records.find("a", "m", "f", ["lpips"]) is None and records.find("a", "m", "other", []) is None
+    with pytest.raises(SettingsError, match="seed 1 and not 2"):
+        Records(tmp_path, {"seed": 2, "crop": (4, 4)})
+
+
+# ---- data sets ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("layout", "low", "folders", "expected"),
+    [
+        ("folder", "auto", ["a", "b"], {"a": ("a", None), "b": ("b", None)}),
+        ("folder", "auto", ["GT/a", "LQ/a"], {"a": ("GT/a", "LQ/a")}),
+        ("REDS", "BI", [f"train/train_sharp/{n}" for n in ("000", "001", "011", "020")] + ["val/val_sharp/000"]
+         + ["train/train_sharp_bicubic/X4/001", "val/val_sharp_bicubic/X4/000"],
+         {"001": ("train/train_sharp/001", "train/train_sharp_bicubic/X4/001"),
+          "val_000": ("val/val_sharp/000", "val/val_sharp_bicubic/X4/000")}),
+        ("REDS4", "degrade", [f"train_sharp/{n}" for n in ("000", "001", "011", "015", "020")],
+         {n: (f"train_sharp/{n}", None) for n in ("000", "011", "015", "020")}),
+        ("REDS4", "auto", ["GT/000", "BIx4/000"], {"000": ("GT/000", "BIx4/000")}),
+        ("SPMCS", "auto", ["car05_001/truth", "car05_001/input4", "car05_001/input2"],
+         {"car05_001": ("car05_001/truth", "car05_001/input4")}),
+        ("UDM10", "BD", ["archpeople/truth", "archpeople/blur4"],
+         {"archpeople": ("archpeople/truth", "archpeople/blur4")}),
+        ("UDM10", "auto", ["GT/000", "BDx4/000"], {"000": ("GT/000", "BDx4/000")}),
+        ("Vid4", "BI", ["GT/city", "BIx4/city", "BDx4/city"], {"city": ("GT/city", "BIx4/city")}),
+        ("Vid4", "degrade", ["GT/city", "BIx4/city", "BDx4/city"], {"city": ("GT/city", None)}),
+        ("VideoLQ", "auto", ["000", "001"], {"000": (None, "000"), "001": (None, "001")}),
+        ("VideoLQ", "auto", ["Input/000"], {"000": (None, "Input/000")}),
+    ],
+)
+def test_layouts_are_read_as_they_are_published(
+    tmp_path: Path, layout: str, low: str, folders: list[str], expected: dict[str, tuple[str | None, str | None]]
+) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "00000000.png").touch()
+    found = datasets.find_clips(tmp_path, layout, low)
+    got = {c.name: tuple(p and p.relative_to(tmp_path).as_posix() for p in (c.truth, c.low)) for c in found}
+    assert got == expected
+    assert [clip.index for clip in found] == list(range(len(found)))
+
+
+def test_unclear_and_empty_sets_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no clips in the layout Vid4"):
+        datasets.find_clips(tmp_path, "Vid4")
+    for folder in ("GT/city", "BIx4/city", "BDx4/city"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "0.png").touch()
+    with pytest.raises(SettingsError, match="several low-resolution versions"):
+        datasets.find_clips(tmp_path, "Vid4")
+    with pytest.raises(SettingsError, match="no low-resolution version 'LQ'"):
+        datasets.find_clips(tmp_path, "Vid4", "LQ")
+    with pytest.raises(SettingsError, match="unknown data set 'Vid5'"):
+        datasets.find_clips(tmp_path, "Vid5")
+
+
+def test_loading_cuts_the_centre_on_the_grid_and_degrades_with_the_clips_seed(tmp_path: Path) -> None:
+    write_frames(tmp_path / "a", textured(10, 50, 70))
+    files = datasets.find_clips(tmp_path)[0]
+    whole = datasets.ClipLoader(frames=3).load(files)
+    assert whole.truth is not None and whole.truth.shape == (3, 48, 68, 3) and whole.lr.shape == (3, 12, 17, 3)
+    cut = datasets.ClipLoader(frames=3, crop=(32, 24)).load(files)
+    assert cut.window == (12, 16, 24, 32) and cut.full == (50, 70) and cut.lr.shape == (3, 6, 8, 3)
+    assert cut.truth is not None
+    assert torch.equal(cut.truth, datasets.read_frames(tmp_path / "a", 3)[:, 12:36, 16:48])
+    again = datasets.ClipLoader(frames=3, crop=(32, 24)).load(files)
+    other = datasets.ClipLoader(frames=3, crop=(32, 24), seed=1001).load(files)
+    assert torch.equal(cut.lr, again.lr) and not torch.equal(cut.lr, other.lr)
+
+
+def test_frames_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (10, 9, 100):
+        pictures.save_png(tmp_path / f"im{number}.png", torch.full((4, 4, 3), number / 255))
+    assert (datasets.read_frames(tmp_path)[:, 0, 0, 0] * 255).round().tolist() == [9, 10, 100]
+    pictures.save_png(tmp_path / "im101.png", torch.zeros(4, 5, 3))
+    with pytest.raises(Exception, match="differ in size"):
+        datasets.read_frames(tmp_path)
+
+
+def test_low_resolution_that_does_not_belong_to_the_truth_is_refused(tmp_path: Path) -> None:
+    write_frames(tmp_path / "GT" / "a", textured(2, 32, 32))
+    write_frames(tmp_path / "LQ" / "a", textured(2, 8, 9))
+    with pytest.raises(InputError, match="9x8, the truth at scale 4 asks for 8x8"):
+        datasets.ClipLoader().load(datasets.find_clips(tmp_path)[0])
+
+
+# ---- methods --------------------------------------------------------------------------------------------------------
+def test_methods_are_parsed_and_named(tmp_path: Path) -> None:
+    preset: Any = methods.parse_method("fast@preset:nano:steps=4,strength=0.5,sampler=ddim")
+    assert (preset.name, preset.preset) == ("fast", "nano")
+    assert preset.settings == {"steps": 4, "strength": 0.5, "sampler": "ddim"}
+    assert methods.parse_method("preset:nano:steps=0").name == "nano (steps 0)"
+    assert methods.parse_method(str(tmp_path)).name == tmp_path.name
+    with pytest.raises(SettingsError, match="two methods are called 'bicubic'"):
+        methods.parse_methods(["bicubic", "bicubic"])
+    with pytest.raises(SettingsError, match="unknown method 'magic'"):
+        methods.parse_method("magic")
+    with pytest.raises(SettingsError, match="--scale"):
+        methods.parse_method("preset:nano:scale=2")
+
+
+def test_tiles_give_the_whole_picture() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(3, 12, 3, padding=1).eval()
+
+    def network(picture: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pixel_shuffle(layer(picture), 2)
+
+    picture = torch.rand(1, 3, 23, 37)
+    with torch.inference_mode():
+        whole = network(picture)
+    torch.testing.assert_close(methods.tiled(network, picture, 2, tile=10, margin=2), whole)
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+def test_the_liveliest_window_is_found() -> None:
+    frame = torch.full((40, 60, 3), 0.5)
+    frame[20:28, 30:40] = torch.rand(8, 10, 3, generator=torch.Generator().manual_seed(0))
+    top, left, height, width = pictures.lively_window(frame, (12, 14))
+    assert (height, width) == (12, 14) and top <= 20 and top + 12 >= 28 and left <= 30 and left + 14 >= 40
+    assert pictures.lively_window(frame, (100, 100)) == (0, 0, 40, 60)
+
+
+def test_crops_are_enlarged_and_wrapped() -> None:
+    crops = {str(i): torch.full((2, 30, 3), i / 10) for i in range(3)}
+    picture = pictures.crop_comparison(crops, zoom=3, columns=2)
+    assert picture.shape == (2 * (pictures.LABEL + 6) + pictures.GAP, 2 * 90 + pictures.GAP, 3)
+    assert (picture[pictures.LABEL :, :, 0][:6, 94:] == 0.1).all()
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def small_set(tmp_path: Path) -> Path:
+    for seed, name in enumerate(("one", "two")):
+        write_frames(tmp_path / "data" / name, textured(3, 64, 96, seed))
+    for name in ("one", "two"):
+        write_frames(tmp_path / "ready" / name, datasets.read_frames(tmp_path / "data" / name))
+    return tmp_path
+
+
+def evaluate(folder: Path, *more: str) -> int:
+    figures = ("--metrics", "psnr", "ssim_y", "warping", "lpips", "musiq", "dover")
+    return cli.main(["evaluate", str(folder / "data"), "--out", str(folder / "out"), *figures, *more])
+
+
+def test_command_from_data_to_pictures_and_resumes(
+    small_set: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--methods", "bicubic", f"perfect@{small_set / 'ready'}", "--frames", "2", "--crop", "64x48")
+    assert evaluate(small_set, *arguments) == 0
+    printed = capsys.readouterr()
+    assert "lpips: not measured: no file alexnet_features" in printed.err
+    text = (small_set / "out" / "table.md").read_text("utf-8")
+    assert text in printed.out and "2 clips, first 2 frames, centre 64x48" in text
+    assert "| MUSIQ | no file musiq_koniq*.pth in the folders given with --weights |" in text
+    rows = [json.loads(line) for line in (small_set / "out" / "rows.jsonl").read_text().splitlines()]
+    assert [(row["clip"], row["method"]) for row in rows] == [
+        (clip, method) for clip in ("one", "two") for method in ("bicubic", "perfect", TRUTH)
+    ]
+    assert rows[1]["figures"]["psnr"] == 100 and rows[1]["figures"]["ssim_y"] == pytest.approx(1)
+    assert rows[0]["figures"]["psnr"] < 40 and set(rows[2]["figures"]) == {"warping"}
+    names = {path.name for path in (small_set / "out" / "pictures").iterdir()}
+    assert names == {f"{clip}_{kind}.png" for clip in ("one", "two") for kind in ("crop", "profile")}
+
+    def forbidden(*_: Any) -> Any:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(datasets.ClipLoader, "load", forbidden)
+    assert evaluate(small_set, *arguments) == 0
+    assert len((small_set / "out" / "rows.jsonl").read_text().splitlines()) == len(rows)
+
+
+def test_command_refuses_a_shifted_result_and_keeps_the_rows(
+    small_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ready = small_set / "ready" / "two"
+    write_frames(ready, datasets.read_frames(ready).roll(1, 2))
+    assert evaluate(small_set, "--methods", "bicubic", f"mine@{small_set / 'ready'}") == 2
+    assert "two of mine: the result is shifted by" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (small_set / "out" / "rows.jsonl").read_text().splitlines()]
+    assert [row["method"] for row in rows] == ["bicubic", "mine", TRUTH, "bicubic"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--crop", "wide"], "--crop is 'wide'"),
+        (["--clips", "three"], "no clip 'three'; the set has one, two"),
+        (["--metrics", "beauty"], "unknown metric 'beauty'"),
+        (["--methods", "preset:none"], "no preset 'none'"),
+    ],
+)
+def test_command_names_what_is_wrong(
+    small_set: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert evaluate(small_set, *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_package_is_a_reason_not_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "brisque", None)
+    built = measures.Instruments.build(["brisque", "psnr"], measures.Equipment())
+    assert set(built.figures) == {"psnr"} and "pip install brisque" in built.missing["brisque"]
+
+
+def test_dover_reads_the_authors_script(tmp_path: Path) -> None:
+    from setevsr_core.evaluation.no_reference import DOVER
+
+    with pytest.raises(CheckpointError, match="evaluate_one_video"):
+        DOVER(tmp_path)
+    (tmp_path / "dover.yml").touch()
+    (tmp_path / "pretrained_weights").mkdir()
+    (tmp_path / "pretrained_weights" / "DOVER.pth").touch()
+    script = "import sys\nassert sys.argv[1] == '-v' and open(sys.argv[2], 'rb').read(12)[4:8] == b'ftyp'\n"
+    script += "print('Normalized fused overall score (scale in [0,1]):', 0.625)\n"
+    (tmp_path / "evaluate_one_video.py").write_text(script)
+    assert DOVER(tmp_path)(textured(2)) == 0.625
+
+
+def test_file_names_stay_different() -> None:
+    assert running.slug("city") == "city"
+    assert len({running.slug(name) for name in ("a b", "a_b", "a/b", "äb")}) == 4
