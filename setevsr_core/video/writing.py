@@ -170,7 +170,7 @@ class VideoWriter:
             with self._errors("cannot be finished"):
                 self._mux(self._stream.encode(None))
                 if self._audio is not None:
-                    self._audio.finish((self._last_tick + 1) * self._time_base)
+                    self._audio.finish(self._last_tick * self._time_base + 1 / self.frame_rate)
                     self._audio.close()
                 container, self._container = self._container, None
                 container.close()
