@@ -103,7 +103,7 @@ def test_any_tail_of_a_stream_has_the_bits_of_the_whole(
     frames = torch.rand(17, 8, 8, 3, generator=torch.Generator().manual_seed(0))
     settings = {**SETTINGS, "length": length, "overlap": overlap, "cuts": cuts, "steps": 0}
     whole = torch.cat(list(restorer.stream(frames, **settings)))
-    for first in (1, 3, 6, 9, 12, 16):
+    for first in (3, 9, 16):
         assert torch.equal(torch.cat(list(restorer.stream(frames, first_frame=first, **settings))), whole[first:])
     assert list(restorer.stream(frames, first_frame=17, **settings)) == []
 
@@ -124,6 +124,17 @@ def test_what_decides_the_result_is_in_the_fingerprint(restorer: Restorer) -> No
 # ---- chunks
 
 
+def pixels(frame: Any) -> list[bytes]:
+    """The rows of every plane, without their padding."""
+    rows = []
+    for plane in frame.planes:
+        packed = frame.format.name.startswith("rgb") * (len(frame.format.components) - 1) + 1
+        width = plane.width * packed * ((frame.format.components[0].bits + 7) // 8)
+        data = bytes(plane)
+        rows += [data[row * plane.line_size :][:width] for row in range(plane.height)]
+    return rows
+
+
 @pytest.mark.parametrize(
     "pixel_format",
     ["yuv420p", "yuv444p", "yuv420p10le", "yuv444p10le", "yuv422p10le", "yuva420p", "yuva444p", "yuva444p10le",
@@ -138,7 +149,7 @@ def test_a_chunk_gives_every_bit_back(pixel_format: str, size: tuple[int, int]) 
     assert len(back) == 3
     for old, new in zip(frames, back, strict=True):
         assert new.format.name == pixel_format
-        assert (old.to_ndarray() == new.to_ndarray()).all()
+        assert pixels(old) == pixels(new)
 
 
 # ---- resuming
