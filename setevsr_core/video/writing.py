@@ -87,6 +87,8 @@ class VideoWriter:
         self._audio: AudioCopy | None = None
         try:
             with self._errors("cannot be written"):
+                if spec.encoder == "prores_ks" and "444" in self.pixel_format:
+                    quality = max(quality, 4)  # the profiles below 4444 would drop chroma and transparency
                 self._open(spec, quality, Fraction(pixel_aspect), metadata or {}, audio_from)
         except BaseException:
             self.abort()
