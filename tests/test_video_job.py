@@ -184,7 +184,7 @@ def test_a_run_that_ended_after_its_last_frame_restores_nothing_again(restorer: 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_kill_9_at_any_moment_loses_nothing(restorer: Restorer, tmp_path: Path) -> None:
-    source = make_clip(tmp_path / "in.mp4", count=40, size=(16, 24))
+    source = make_clip(tmp_path / "in.mp4", count=24, size=(16, 24))
     begin = time.monotonic()
     run(restorer, source, tmp_path / "whole.mp4")
     needed = time.monotonic() - begin
