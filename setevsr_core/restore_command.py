@@ -129,7 +129,8 @@ def _restore_one(args: argparse.Namespace, source: Path, target: Path, restorers
         raise VideoError(f"'{target}' is the input itself; choose another name for the result")
     begin = time.monotonic()
     with _open(args, source, target) as reader:
-        restorers or restorers.append(_restorer(args))
+        if not restorers:
+            restorers.append(_restorer(args))
         journal = None if args.no_resume else journal_beside(target)
         output = Output(target, args.codec, args.quality, journal)
         with _Progress(reader.expected_frames, source.name) as progress:

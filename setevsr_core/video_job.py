@@ -120,7 +120,7 @@ def restore_video(
     journal. Errors: SeTeVSRError of any kind, in one sentence.
     """
     size = target_size(*footage.size, settings["scale"])
-    calls = {"check_cancel": check_cancel} if check_cancel is not None else {}
+    calls: dict[str, Any] = {"check_cancel": check_cancel} if check_cancel is not None else {}
     with ExitStack() as open_parts:
         journal = _open_journal(restorer, footage, output, settings, open_parts)
         done = journal.frames_done if journal else 0

@@ -153,3 +153,55 @@ def test_pictures_come_back(tmp_path: Path, ending: str, depth: int, alpha: bool
     with pytest.raises(VideoError, match="not empty"):
         SequenceWriter(pattern, (32, 48))
     assert len(SequenceReader(pattern.parent, Fraction(10), 0.2, 0.5)) == 5
+
+
+# ---- subtitles, chapters, metadata
+
+
+def annotated_clip(path: Path) -> Path:
+    """A clip of one second with sound, subtitles (SubRip), two chapters and a title."""
+    plain = make_clip(path.with_name("plain.mkv"), count=24)
+    text = path.with_name("text.srt")
+    text.write_text("1\n00:00:00,100 --> 00:00:00,400\nHello\n\n2\n00:00:00,500 --> 00:00:00,900\nWörld\n", "utf-8")
+    with av.open(str(plain)) as movie, av.open(str(text)) as words, av.open(str(path), "w") as output:
+        output.metadata["title"] = "A title"
+        output.set_chapters(
+            [
+                {"id": 1, "start": 0, "end": 500, "time_base": Fraction(1, 1000), "metadata": {"title": "one"}},
+                {"id": 2, "start": 500, "end": 1000, "time_base": Fraction(1, 1000), "metadata": {"title": "two"}},
+            ]
+        )
+        sources = [*movie.streams, words.streams.subtitles[0]]
+        copies = {id(stream): output.add_stream_from_template(stream) for stream in sources}
+        for container in (movie, words):
+            for packet in container.demux():
+                if packet.dts is not None:
+                    packet.stream = copies[id(packet.stream)]
+                    output.mux(packet)
+    return path
+
+
+def copy_of(source: Path, target: Path) -> Path:
+    with VideoReader(source) as reader, VideoWriter(target, 24, reader.size, audio_from=reader) as writer:
+        for frame in reader:
+            writer.write(frame)
+    return target
+
+
+def test_subtitles_chapters_and_metadata_come_along(tmp_path: Path) -> None:
+    source = annotated_clip(tmp_path / "in.mkv")
+    with av.open(str(copy_of(source, tmp_path / "out.mkv"))) as container:
+        packets = [packet for packet in container.demux(container.streams.subtitles[0]) if packet.size]
+        assert [bytes(packet).decode() for packet in packets] == ["Hello", "Wörld"]
+        assert [chapter["metadata"]["title"] for chapter in container.chapters()] == ["one", "two"]
+        assert {key.lower(): value for key, value in container.metadata.items()}["title"] == "A title"
+        assert len(container.streams.audio) == 1
+
+
+def test_subtitles_that_do_not_fit_are_left_out_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = annotated_clip(tmp_path / "in.mkv")
+    with av.open(str(copy_of(source, tmp_path / "out.mp4"))) as container:
+        assert not container.streams.subtitles and len(container.streams.audio) == 1
+    assert [line for line in caplog.messages if "subtitles" in line].__len__() == 1

@@ -374,3 +374,14 @@ def test_cuts_are_found_while_streaming(restorer: Restorer) -> None:
     found = restorer.restore(frames, scale=1, steps=0, cuts="auto")
     assert torch.equal(found, restorer.restore(frames, scale=1, steps=0, cuts=[7]))
     assert not torch.equal(found, restorer.restore(frames, scale=1, steps=0))
+
+
+def test_no_ghost_of_the_scene_before_a_hard_cut(restorer: Restorer) -> None:
+    pytest.importorskip("scenedetect")
+    after = torch.full((6, 16, 16, 3), 0.9) + 0.02 * clip(6)
+    dark, green = torch.full((6, 16, 16, 3), 0.1), torch.tensor([0.0, 0.5, 0.1]).expand(6, 16, 16, 3)
+    settings = {"scale": 2, "steps": 0, "length": 5, "overlap": 2, "cuts": "auto"}
+    results = [restorer.restore(torch.cat([before, after]), **settings)[6:] for before in (dark, green)]
+    assert torch.equal(*results)  # not one bit of the second scene depends on the first
+    ghosts = restorer.restore(torch.cat([dark, after]), **{**settings, "cuts": None})[6:]
+    assert not torch.equal(ghosts, results[0])

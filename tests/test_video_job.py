@@ -103,7 +103,7 @@ def test_any_tail_of_a_stream_has_the_bits_of_the_whole(
     frames = torch.rand(17, 8, 8, 3, generator=torch.Generator().manual_seed(0))
     settings = {**SETTINGS, "length": length, "overlap": overlap, "cuts": cuts, "steps": 0}
     whole = torch.cat(list(restorer.stream(frames, **settings)))
-    for first in (1, 3, 6, 9, 12, 16):
+    for first in (3, 9, 16):
         assert torch.equal(torch.cat(list(restorer.stream(frames, first_frame=first, **settings))), whole[first:])
     assert list(restorer.stream(frames, first_frame=17, **settings)) == []
 
@@ -124,6 +124,17 @@ def test_what_decides_the_result_is_in_the_fingerprint(restorer: Restorer) -> No
 # ---- chunks
 
 
+def pixels(frame: Any) -> list[bytes]:
+    """The rows of every plane, without their padding."""
+    rows = []
+    for plane in frame.planes:
+        packed = frame.format.name.startswith("rgb") * (len(frame.format.components) - 1) + 1
+        width = plane.width * packed * ((frame.format.components[0].bits + 7) // 8)
+        data = bytes(plane)
+        rows += [data[row * plane.line_size :][:width] for row in range(plane.height)]
+    return rows
+
+
 @pytest.mark.parametrize(
     "pixel_format",
     ["yuv420p", "yuv444p", "yuv420p10le", "yuv444p10le", "yuv422p10le", "yuva420p", "yuva444p", "yuva444p10le",
@@ -138,7 +149,7 @@ def test_a_chunk_gives_every_bit_back(pixel_format: str, size: tuple[int, int]) 
     assert len(back) == 3
     for old, new in zip(frames, back, strict=True):
         assert new.format.name == pixel_format
-        assert (old.to_ndarray() == new.to_ndarray()).all()
+        assert pixels(old) == pixels(new)
 
 
 # ---- resuming
@@ -173,13 +184,13 @@ def test_a_run_that_ended_after_its_last_frame_restores_nothing_again(restorer: 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_kill_9_at_any_moment_loses_nothing(restorer: Restorer, tmp_path: Path) -> None:
-    source = make_clip(tmp_path / "in.mp4", count=40, size=(16, 24))
+    source = make_clip(tmp_path / "in.mp4", count=24, size=(16, 24))
     begin = time.monotonic()
     run(restorer, source, tmp_path / "whole.mp4")
     needed = time.monotonic() - begin
     expected = (tmp_path / "whole.mp4").read_bytes()
     moments, target, kills, progress = random.Random(0), tmp_path / "out.mp4", 0, []
-    for _ in range(60):
+    for _ in range(30):
         child = os.fork()
         if child == 0:
             try:
@@ -199,7 +210,7 @@ def test_kill_9_at_any_moment_loses_nothing(restorer: Restorer, tmp_path: Path) 
         progress.append(len(list(journal_of(target).glob("*.chunk"))) if journal_of(target).exists() else 0)
         if target.exists():  # killed between the rename and the end of the process
             assert target.read_bytes() == expected
-    assert kills >= 20 and max(progress) >= 3
+    assert kills >= 15 and max(progress) >= 3
     if journal_of(target).exists() or not target.exists():
         run(restorer, source, target)
     assert target.read_bytes() == expected and not journal_of(target).exists()

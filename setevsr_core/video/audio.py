@@ -81,7 +81,7 @@ class AudioCopy:
 
     def _add_text(self, stream: Any, output: Any, output_name: str) -> bool:
         """False, with a warning, for subtitles that the output cannot hold: pictures and sound are worth having."""
-        name = stream.name if stream.codec_context is None else stream.codec_context.codec.canonical_name
+        name = "unknown kind" if stream.codec_context is None else stream.codec_context.codec.canonical_name
         if stream.codec_context is None or name not in output.supported_codecs:
             logger.warning("'%s' cannot hold the subtitles of '%s' (%s), they are left out; .mkv holds most kinds",
                            output_name, self._name, name)  # fmt: skip

@@ -13,14 +13,21 @@ from .source import reason_of
 
 
 def pack_frames(frames: Sequence[Any]) -> bytes:
-    """PyAV frames of one size and pixel format -> a small Matroska file (FFV1, or PNG for packed RGB)."""
+    """PyAV frames of one size and pixel format -> a small file: FFV1, PNG for packed RGB, raw where neither can."""
+    av = require("av", "av", "writing a video")
+    if frames[0].format.name.startswith("rgb"):
+        return _encode(frames, "png", {})
+    try:
+        return _encode(frames, "ffv1", {"level": "3", "slicecrc": "1"})
+    except av.error.FFmpegError:  # pictures of a few pixels
+        return _encode(frames, "rawvideo", {})
+
+
+def _encode(frames: Sequence[Any], codec: str, options: dict[str, str]) -> bytes:
     av = require("av", "av", "writing a video")
     first, memory = frames[0], io.BytesIO()
-    codec = "png" if first.format.name.startswith("rgb") else "ffv1"
-    with av.open(memory, "w", format="matroska", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream(
-            codec, rate=25, options={"level": "3", "slicecrc": "1"} if codec == "ffv1" else {}
-        )
+    with av.open(memory, "w", format="nut", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream(codec, rate=25, options=options)
         stream.height, stream.width, stream.pix_fmt = first.height, first.width, first.format.name
         stream.codec_context.thread_count = 1
         for index, frame in enumerate(frames):

@@ -56,7 +56,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._lock is not None and not self._chunks:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove()
         self._release()
 
     def add(self, data: bytes, frames: int) -> None:
@@ -76,8 +76,7 @@ class Journal:
     def finish(self) -> None:
         """The result is complete: the folder goes away."""
         self._chunks = []
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._release()
+        self._remove()
 
     def _adopt(self) -> None:
         """Takes over what an earlier run of the same job has left, and clears away the rest."""
@@ -107,6 +106,12 @@ class Journal:
                 return
             self._chunks.append(path)
             self.frames_done = int(match[2])
+
+    def _remove(self) -> None:
+        if os.name == "nt":  # Windows removes no open file
+            self._release()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._release()
 
     def _release(self) -> None:
         if self._lock is not None:

@@ -169,7 +169,9 @@ class VideoReader:
             ticks: array[int] = array("q")
             try:
                 for packet in container.demux(stream):
-                    if packet.pts is not None and packet.pts >= first and (stop is None or packet.pts < stop):
+                    if packet.pts is None or packet.is_discard:
+                        continue
+                    if packet.pts >= first and (stop is None or packet.pts < stop):
                         ticks.append(packet.pts)
             except require("av.error", "av", "reading a video").FFmpegError:
                 pass  # a damaged end shows when it is decoded

@@ -87,6 +87,8 @@ class VideoWriter:
         self._audio: AudioCopy | None = None
         try:
             with self._errors("cannot be written"):
+                if spec.encoder == "prores_ks" and "444" in self.pixel_format:
+                    quality = max(quality, 4)  # the profiles below 4444 would drop chroma and transparency
                 self._open(spec, quality, Fraction(pixel_aspect), metadata or {}, audio_from)
         except BaseException:
             self.abort()
@@ -170,7 +172,7 @@ class VideoWriter:
             with self._errors("cannot be finished"):
                 self._mux(self._stream.encode(None))
                 if self._audio is not None:
-                    self._audio.finish((self._last_tick + 1) * self._time_base)
+                    self._audio.finish(self._last_tick * self._time_base + 1 / self.frame_rate)
                     self._audio.close()
                 container, self._container = self._container, None
                 container.close()

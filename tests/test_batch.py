@@ -1,0 +1,97 @@
+"""Several videos in one command: what is meant, where each result goes, and what the summary says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from setevsr_core import cli
+from setevsr_core.batch import plan
+from setevsr_core.errors import VideoError
+
+from .test_cli import fake_restorer
+from .video_helpers import make_clip, stream_facts
+
+__all__ = ["fake_restorer"]
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def names(jobs: list[tuple[Path, Path]]) -> list[tuple[str, str]]:
+    return [(source.name, target.name) for source, target in jobs]
+
+
+def test_one_video_is_one_result(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4")
+    assert plan([str(tmp_path / "a.mp4")], "b.mkv", ".mp4") == ([(tmp_path / "a.mp4", Path("b.mkv"))], False)
+
+
+def test_folders_patterns_and_files_are_found_once(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.mp4", "in/b.mkv", "in/notes.txt", "c.mov")
+    inputs = [str(tmp_path / "in"), str(tmp_path / "in" / "*.mp4"), str(tmp_path / "c.mov")]
+    jobs, several = plan(inputs, str(tmp_path / "out"), "mkv")
+    assert several and names(jobs) == [("a.mp4", "a.mkv"), ("b.mkv", "b.mkv"), ("c.mov", "c.mkv")]
+
+
+def test_equal_names_do_not_collide(tmp_path: Path) -> None:
+    touch(tmp_path, "1/a.mp4", "1/a.mkv", "2/a.mp4")
+    inputs = [str(tmp_path / "1"), str(tmp_path / "2")]
+    targets = [target.name for _, target in plan(inputs, str(tmp_path / "out"), ".mp4")[0]]
+    assert targets == ["a_mkv.mp4", "a_mp4.mp4", "a_mp4_2.mp4"]
+
+
+def test_a_folder_of_pictures_is_one_video(tmp_path: Path) -> None:
+    touch(tmp_path, "frames/1.png", "frames/2.png")
+    jobs, several = plan([str(tmp_path / "frames")], "out.mp4", ".mp4")
+    assert not several and names(jobs) == [("frames", "out.mp4")]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "message"),
+    [
+        (["*.mov"], "out", "nothing is called"),
+        (["empty"], "out", "without videos or pictures"),
+        (["a.mp4", "b.mp4"], "out.mp4", "give a folder"),
+        (["a.mp4", "b.mp4"], "a.mp4", "give a folder"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, inputs: list[str], output: str, message: str) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(VideoError, match=message):
+        plan([str(tmp_path / name) for name in inputs], str(tmp_path / output), ".mp4")
+
+
+@pytest.mark.usefixtures("fake_restorer")
+def test_a_bad_video_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = tmp_path / "in", tmp_path / "öut"
+    folder.mkdir()
+    make_clip(folder / "a.mp4", count=3)
+    (folder / "b.mp4").write_bytes(b"no video")
+    make_clip(folder / "ç ⚡.mkv", count=4)
+    assert cli.main(["restore", str(folder), str(out), "--scale", "2", "--json"]) == 3
+    report = json.loads(capsys.readouterr().out)
+    assert (report["done"], report["failed"]) == (2, 1)
+    assert [row["status"] for row in report["files"]] == ["done", "failed", "done"]
+    assert "b.mp4" in report["files"][1]["error"]
+    assert sorted(path.name for path in out.iterdir()) == ["a.mp4", "ç ⚡.mp4"]
+    assert len(stream_facts(out / "ç ⚡.mp4")["times"]) == 4
+    assert cli.main(["restore", str(folder / "a.mp4"), str(out) + "/", "--scale", "2", "--skip-existing"]) == 0
+    assert "is there already" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fake_restorer")
+def test_pictures_in_and_out(tmp_path: Path) -> None:
+    source = make_clip(tmp_path / "in.mp4", count=3)
+    assert cli.main(["restore", str(source), str(tmp_path / "pictures" / "%04d.png"), "--scale", "2"]) == 0
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["0001.png", "0002.png", "0003.png"]
+    again = ["restore", str(tmp_path / "pictures"), str(tmp_path / "out.mp4"), "--scale", "1", "--fps", "30000/1001"]
+    assert cli.main(again) == 0
+    assert stream_facts(tmp_path / "out.mp4")["size"] == (96, 128)
