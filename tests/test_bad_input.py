@@ -131,7 +131,7 @@ def test_any_name_is_taken(tmp_path: Path, clips: dict[str, bytes], name: str) -
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 64), (2, 2), (3, 5), (16, 1)])
 def test_tiny_pictures(tmp_path: Path, size: tuple[int, int]) -> None:
-    source = make_clip(tmp_path / "in.mkv", 3, size, codec="ffv1", pixel_format="yuv444p", options={"level": "3"})
+    source = make_clip(tmp_path / "in.mov", 3, size, codec="png", pixel_format="rgb24", options={"pred": "none"})
     assert right_or_said(source, tmp_path / "out.mp4") == 3
 
 
@@ -142,7 +142,7 @@ def test_one_frame_of_8k_is_read_and_written(tmp_path: Path) -> None:
         assert reader.size == (4320, 7680) and len(list(reader)) == 1
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 2.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.5, 2.5])
 def test_numbers_that_are_no_colours(tmp_path: Path, value: float) -> None:
     frames = gradient_frames(4)
     frames[2, 5, 5, 1] = value

@@ -73,7 +73,7 @@ def test_estimate_follows_the_settings(networks: dict[str, nn.Module | None]) ->
 
 def test_without_a_rate_the_time_stays_open(networks: dict[str, nn.Module | None]) -> None:
     found = estimates.estimate(networks, 32, 32, 1, RestoreSettings(steps=1))
-    assert found.seconds is None and "time" not in estimates.describe(found)
+    assert found.seconds is None and "min" not in estimates.describe(found)
     with pytest.raises(SettingsError, match="at least one frame and pixel, got 0 frames of 16x16"):
         estimates.estimate(networks, 16, 16, 0, RestoreSettings(steps=1))
 
