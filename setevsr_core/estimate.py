@@ -102,6 +102,8 @@ def estimate(
     if frames < 1 or height < 1 or width < 1:
         raise SettingsError(f"an estimate needs at least one frame and pixel, got {frames} frames of {width}x{height}")
     denoiser, vae, encoder = networks.get("denoiser"), networks["vae"], networks.get("encoder")
+    if vae is None:
+        raise SettingsError("an estimate needs the VAE")
     size = target_size(height, width, settings.scale)
     length = min(settings.length, frames)
     segments = segment_count(frames, settings.length, settings.overlap)
@@ -191,7 +193,7 @@ def matmul_rate(device: Any, dtype: torch.dtype, seconds: float = 0.3) -> float:
     best, total = 0.0, 0.0
     for run in range(1000):
         started = clock()
-        a @ b
+        torch.mm(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         took = max(clock() - started, 1e-9) / threads

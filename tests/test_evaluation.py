@@ -180,7 +180,9 @@ def test_bootstrap_of_known_data() -> None:
 
 def test_table_holds_means_clips_and_what_is_missing(tmp_path: Path) -> None:
     def row(clip: str, method: str, psnr: float | None, niqe: float) -> Row:
-        figures = {"niqe": niqe} | ({} if psnr is None else {"psnr": psnr})
+        figures: dict[str, float | None] = {"niqe": niqe}
+        if psnr is not None:
+            figures["psnr"] = psnr
         return Row(clip, method, "", 2, (8, 8), 0.5, None if method == TRUTH else (0.1, -0.2, 0.05), figures)
 
     rows = [row("a", "bicubic", 20.0, 8.0), row("b", "bicubic", 20.0, 8.0), row("a", TRUTH, None, 4.0)]

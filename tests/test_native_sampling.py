@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import test_nodes as shared
+from tests import test_nodes as shared  # type: ignore[attr-defined]
 
 pack, nodes, handles = shared.pack, shared.nodes, shared.handles
 part, clip = shared.part, shared.clip
@@ -138,8 +138,8 @@ def test_shared_frames_start_from_the_same_noise(nodes: dict[str, Any], stages: 
     import comfy.sample
 
     _, _, latents = nodes["SeTeVSRSamplingConditioning"].execute(stages["model"], stages["latents"]).result
-    first, second = (comfy.sample.prepare_noise(x["samples"], 5, x["batch_index"]) for x in latents)
-    assert torch.equal(first[-1], second[0]) and not torch.equal(first[0], second[0])
+    first, second = (np.asarray(comfy.sample.prepare_noise(x["samples"], 5, x["batch_index"])) for x in latents)
+    assert np.array_equal(first[-1], second[0]) and not np.array_equal(first[0], second[0])
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ class DISTS:
     def __init__(self, weights: Path) -> None:
         package = require("DISTS_pytorch", "DISTS-pytorch", "DISTS")
         self.metric = _without_download(package)
-        own = torch.load(Path(package.__file__).with_name("weights.pt"), map_location="cpu", weights_only=True)
+        own = torch.load(Path(str(package.__file__)).with_name("weights.pt"), map_location="cpu", weights_only=True)
         with torch.no_grad():
             self.metric.alpha.copy_(own["alpha"])
             self.metric.beta.copy_(own["beta"])

@@ -193,18 +193,17 @@ def tiled(network: Any, picture: Tensor, factor: int, tile: int = TILE, margin: 
     """`network` on (1, 3, h, w), in tiles of at most `tile` pixels with `margin` around each, joined edge to edge."""
     device = getattr(network, "device", picture.device)
     height, width = picture.shape[2:]
-    result: Tensor | None = None
+    result = torch.empty(0)
     for top in range(0, height, tile):
         for left in range(0, width, tile):
             bottom, right = min(top + tile, height), min(left + tile, width)
             y, x = max(0, top - margin), max(0, left - margin)
             part = picture[:, :, y : min(bottom + margin, height), x : min(right + margin, width)]
             large = network(part.to(device)).float().cpu()
-            if result is None:
+            if not result.numel():
                 result = large.new_empty((1, large.shape[1], height * factor, width * factor))
             inner = large[:, :, (top - y) * factor : (bottom - y) * factor, (left - x) * factor : (right - x) * factor]
             result[:, :, top * factor : bottom * factor, left * factor : right * factor] = inner
-    assert result is not None
     return result
 
 

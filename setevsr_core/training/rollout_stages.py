@@ -142,7 +142,9 @@ class TurboStage(RolloutStage):
         for parameter in decoder_parameters(vae, everything) if with_decoder else []:
             parameter.requires_grad_(True)
         denoiser.requires_grad_(True)
-        self.networks = {"denoiser": denoiser} | ({"vae": vae} if with_decoder else {})
+        self.networks: dict[str, nn.Module] = {"denoiser": denoiser}
+        if with_decoder:
+            self.networks["vae"] = vae
 
     def parameters(self) -> list[nn.Parameter]:
         decoder = decoder_parameters(self.vae, self.everything) if self.with_decoder else []

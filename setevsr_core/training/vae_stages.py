@@ -61,7 +61,7 @@ def random_windows(prediction: Tensor, target: Tensor, side: int, batch: Batch) 
 class Adversary:
     """A patch discriminator with its own optimiser, whose say starts at `start` steps."""
 
-    def __init__(self, weight: float, start: int, learning_rate: float, device: str):
+    def __init__(self, weight: float, start: int, learning_rate: float, device: torch.device | str):
         self.weight, self.start, self.active = weight, start, False
         self.network = PatchDiscriminator().to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate, betas=(0.5, 0.9))

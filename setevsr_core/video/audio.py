@@ -36,7 +36,8 @@ _OWN_METADATA = {
 def can_hold_sound(path: Path, source: VideoSource | VideoReader) -> bool:
     """True if a video called `path` can hold the sound of `source` as it is."""
     av = require("av", "av", "writing a video")
-    with open_source(getattr(source, "source", source)) as container:
+    opened: Any = getattr(source, "source", source)
+    with open_source(opened) as container:
         names = {stream.codec_context.codec.canonical_name for stream in audio_streams(container)}
     with av.open(io.BytesIO(), mode="w", format=CONTAINERS[path.suffix.lower()][0]) as output:
         return names <= set(output.supported_codecs)

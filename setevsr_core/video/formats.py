@@ -77,7 +77,7 @@ CODECS: dict[str, Codec] = {
     ),
     "prores": Codec(
         "prores_ks", lambda profile: {"profile": f"{profile:g}", "vendor": "apl0"}, (0, 5), 3,
-        ("yuv422p10le",) * 2, ("yuv444p10le",) * 2, ("yuva444p10le",), (".mov", ".mkv"), "worst",
+        ("yuv422p10le", "yuv422p10le"), ("yuv444p10le", "yuv444p10le"), ("yuva444p10le",), (".mov", ".mkv"), "worst",
     ),
 }  # fmt: skip
 

@@ -206,7 +206,7 @@ def _alpha_decoder(stream: Any) -> str | None:
 def _decode_with(decoder: str, container: Any, stream: Any) -> Iterator[Any]:
     import av
 
-    context = av.CodecContext.create(decoder, "r")
+    context: Any = av.CodecContext.create(decoder, "r")
     for packet in container.demux(stream):
         yield from context.decode(packet)
 

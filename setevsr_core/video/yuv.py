@@ -148,7 +148,8 @@ def _packed_frame(picture: Tensor, pixel_format: str) -> Any:
 
     deep = pixel_format.endswith("be")
     codes = picture.float().clamp(0, 1).mul(65535 if deep else 255).round().to(torch.int32).cpu().numpy()
-    return av.VideoFrame.from_ndarray(codes.astype(np.uint16 if deep else np.uint8), format=pixel_format)
+    pixels: Any = codes.astype(np.uint16 if deep else np.uint8)
+    return av.VideoFrame.from_ndarray(pixels, format=pixel_format)
 
 
 def yuv_to_rgb(planes: Tensor, depth: int, tags: ColourTags) -> Tensor:
