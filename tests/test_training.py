@@ -160,11 +160,11 @@ def test_an_interrupted_run_ends_with_the_same_bits(packed: Path, networks: Path
 def test_two_processes_learn_what_one_learns_from_twice_the_batches(
     packed: Path, networks: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("accelerate")
+    pytest.importorskip("accelerate")  # torchrun starts them on a CPU; `accelerate launch` does on GPUs
     whole = train("stage1", packed, networks, tmp_path / "one", "--accumulate", "2", steps=2)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "setevsr_core.cli",
-               *arguments("stage1", packed, networks, tmp_path / "two", steps=2)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               "-m", "setevsr_core.cli",
+               *arguments("stage1", packed, networks, tmp_path / "two", "--device", "cpu", steps=2)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=300,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
@@ -200,7 +200,7 @@ def test_estimated_activations_are_those_of_a_real_step(networks: Path) -> None:
     settings = TrainSettings(steps=1, batch=5, crop=16, frames=2, learning_rate=1e-3, precision="fp32")
     estimate = estimate_memory(stage, settings, torch.device("cpu"))
     # Kept per row of 64: the input, what SiLU saw, what it gave; and the 8 of the square.
-    assert estimate.activations == 4 * 10 * 3 * (64 + 64 + 64 + 8) * 4
+    assert estimate.activations == 10 * 3 * (64 + 64 + 64 + 8) * 4
     assert estimate.learning == 4 * 4 * (64 * 64 + 64 + 64 * 8 + 8)
 
 

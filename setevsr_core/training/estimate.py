@@ -77,9 +77,9 @@ class _Kept(torch.autograd.graph.saved_tensors_hooks):
         super().__init__(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            return tensor  # a weight, or a view of one
         storage = tensor.untyped_storage()
-        if isinstance(tensor, nn.Parameter):
-            return tensor
         if storage._cdata not in self._seen:
             self._seen.add(storage._cdata)
             self._alive.append(storage)
