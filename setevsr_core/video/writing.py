@@ -27,6 +27,10 @@ from .yuv import ColourTags, rgb_to_frame, tag_frame
 
 logger = logging.getLogger(__name__)
 
+SMALL = 128
+"""Below so many pixels on a side, x264's macroblock tree reads past the frame: its bytes would depend on freed memory,
+and a resumed run would not give the file of an uninterrupted one."""
+
 
 class VideoWriter:
     """Writes frames of `size` (H, W) at an exact `frame_rate`; a context manager.
@@ -108,7 +112,10 @@ class VideoWriter:
         self._container = av.open(str(self._part), mode="w", format=name, options={**options, "fflags": "+bitexact"})
         for key, value in metadata.items():
             self._container.metadata[key] = value if isinstance(value, str) else json.dumps(value)
-        self._stream = self._container.add_stream(spec.encoder, rate=self.frame_rate, options=spec.options(quality))
+        choices = spec.options(quality)
+        if spec.encoder == "libx264" and min(self.size) < SMALL:
+            choices["x264-params"] = "mbtree=0"
+        self._stream = self._container.add_stream(spec.encoder, rate=self.frame_rate, options=choices)
         self._stream.height, self._stream.width = self.size
         self._stream.pix_fmt = self.pixel_format
         self._stream.time_base = self._time_base
