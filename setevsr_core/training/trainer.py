@@ -86,8 +86,9 @@ class Stage(ABC):
 
     name: str
     networks: dict[str, nn.Module]
-    processes = Processes("cpu")
-    """Set by the trainer; who has an optimiser of its own averages its gradients over them."""
+    processes: Processes
+    """Set by the trainer; who has an optimiser of its own averages its gradients over them. No default: made at import,
+    it would start the process group on the CPU before anyone chose a device."""
 
     @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
