@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from . import stages
-from .errors import InputError, SettingsError
+from .errors import SettingsError
 from .precision import automatic_dtype
 from .progress import Progress, SegmentProgress
 from .segment_run import SegmentRun
 from .settings import RestoreSettings, resolve_settings
+from .streaming import Resume, restored_blocks
 from .video.resize import target_size
-from .video.segments import iter_spans
-from .video.stitch import Stitcher
 
 
 class Restorer:
@@ -119,7 +118,8 @@ class Restorer:
         frames: Iterable[Tensor],
         *,
         num_frames: int | None = None,
-        first_frame: int = 0,
+        resume: Resume = Resume(),  # noqa: B008 - immutable
+        on_carry: Callable[[Resume], None] | None = None,
         text: Tensor | None = None,
         progress: Progress | None = None,
         check_cancel: Callable[[], None] | None = None,
@@ -128,11 +128,13 @@ class Restorer:
         """Like `restore`, over frames (H,W,3|4) that come one by one: yields finished blocks (k,sH,sW,C), k >= 1.
 
         Holds about two segments, whatever the length of the video. num_frames: total for progress, if known.
-        first_frame: yields the frames from this one on, with the same bits as if all had been restored; `frames` still
-        begin at the video's first one, which the plan of the segments and the search for cuts need.
+        resume: yields the frames from `resume.first_frame` on, with the same bits as if all had been restored; `frames`
+        still begin at the video's first one, which the plan of the segments and the search for cuts need.
+        on_carry: called with what a later call needs as `resume`, as `streaming.restored_blocks` says.
         The settings are checked here and now, the frames as they come.
         """
-        return self._blocks(frames, self.settings(**settings), num_frames, text, progress, check_cancel, first_frame)
+        checked = self.settings(**settings)
+        return self._blocks(frames, checked, num_frames, text, progress, check_cancel, resume, on_carry)
 
     def fingerprint(self, **chosen: Any) -> str:
         """What decides the bits of `stream` besides the frames: settings, a sample of every weight, number type and
@@ -156,21 +158,13 @@ class Restorer:
         text: Tensor | None,
         progress: Progress | None,
         check_cancel: Callable[[], None] | None,
-        first_frame: int = 0,
+        resume: Resume = Resume(),  # noqa: B008 - immutable
+        on_carry: Callable[[Resume], None] | None = None,
     ) -> Iterator[Tensor]:
         bar = SegmentProgress(progress, total, settings.steps, self.encoder is not None)
+        bar.begin(resume.first_frame)
         run = SegmentRun(self, settings, bar, text, check_cancel)
-        stitcher = Stitcher(first_frame)
-        seen = False
-        for span, segment in iter_spans(_checked(frames), settings.length, settings.overlap, _detector(settings)):
-            seen = True
-            bar.begin(span.stop)
-            if span.stop <= first_frame:  # none of its frames can reach the result
-                continue
-            yield from _if_any(stitcher.push(span, run.restore(span, segment)))
-        if not seen:
-            raise InputError("there are no frames to restore: the video is empty")
-        yield from _if_any(stitcher.finish())
+        yield from restored_blocks(frames, settings, run.compute, resume, on_carry)
         bar.finish()
 
 
@@ -182,26 +176,3 @@ def _place(module: Any, device: torch.device, dtype: torch.dtype | None) -> None
         module.dtype = dtype  # the networks keep the type they compute in beside their weights
     module.eval()
     module.requires_grad_(False)
-
-
-def _checked(frames: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Frames one by one as they come, each with the right shape, type and values; `InputError` names the frame."""
-    for index, frame in enumerate(frames):
-        if not isinstance(frame, Tensor) or frame.ndim != 3:
-            shape = tuple(frame.shape) if isinstance(frame, Tensor) else type(frame).__name__
-            raise InputError(f"frame {index} must be a tensor (H,W,3) or (H,W,4), got {shape}")
-        stages.check_frames(frame[None], channels=(3, 4), first_index=index)
-        yield frame
-
-
-def _detector(settings: RestoreSettings) -> Any:
-    if settings.cuts == "auto":
-        from .video.scenes import SceneCutDetector
-
-        return SceneCutDetector()
-    return settings.cuts
-
-
-def _if_any(block: Tensor) -> Iterator[Tensor]:
-    if len(block):
-        yield block

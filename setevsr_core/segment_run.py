@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from . import stages
 from .progress import SegmentProgress
 from .settings import RestoreSettings
+from .streaming import Segments
 from .video.segments import Span
 
 log = logging.getLogger(__name__)
@@ -52,9 +54,17 @@ class SegmentRun:
         self._semantics: dict[int, Tensor] = {}
         self._keep_features = bool(settings.fusion)
 
+    def compute(self, segments: Segments) -> Iterator[tuple[Span, Callable[[], Tensor]]]:
+        """`streaming.Compute` in this process: a segment is restored when its pictures are asked for."""
+        for span, segment in segments:
+            yield span, partial(self.restore, span, segment)
+
     def restore(self, span: Span, segment: Tensor) -> Tensor:
-        """One segment (T,H,W,3|4) all the way to pictures (T,sH,sW,3|4). Segments must come in rising order."""
+        """One segment (T,H,W,3|4) all the way to pictures (T,sH,sW,3|4). Segments come in rising order: what two of them
+        share is computed once.
+        """
         networks, settings, bar = self._networks, self._settings, self._bar
+        bar.begin(span.stop)
         colours = segment[..., :3]
         encoded = self._encode(span, colours)
         semantics = self._read_semantics(span, colours)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .errors import VideoError
 from .progress import Progress
+from .streaming import Resume
 from .video.chunks import pack_frames, unpack_frames
 from .video.formats import CODECS, codec_for
 from .video.journal import Journal
@@ -123,9 +124,10 @@ def restore_video(
     calls: dict[str, Any] = {"check_cancel": check_cancel} if check_cancel is not None else {}
     with ExitStack() as open_parts:
         journal = _open_journal(restorer, footage, output, settings, open_parts)
-        done = journal.frames_done if journal else 0
-        if done:
-            calls["first_frame"] = done
+        done = 0
+        if journal is not None:
+            done = journal.frames_done
+            calls |= {"resume": _resume_of(journal), "on_carry": _keep_in(journal)}
         # The restorer checks its settings in this call, before the output file is begun.
         blocks = restorer.stream(
             iter(footage.frames), num_frames=footage.expected_frames, progress=progress, **calls, **settings
@@ -192,6 +194,23 @@ class _Sink:
             if check_cancel is not None:
                 check_cancel()
             yield from unpack_frames(path.read_bytes(), self._writer.pixel_format)
+
+
+def _resume_of(journal: Journal) -> Resume:
+    from safetensors.torch import load
+
+    data = journal.carried()
+    return Resume(journal.frames_done, None if data is None else load(data)["frames"])
+
+
+def _keep_in(journal: Journal) -> Callable[[Resume], None]:
+    from safetensors.torch import save
+
+    def keep(state: Resume) -> None:
+        if state.carried is not None:
+            journal.carry(state.first_frame, save({"frames": state.carried.cpu().contiguous()}))
+
+    return keep
 
 
 def _open_writer(footage: Footage, output: Output, size: tuple[int, int]) -> VideoWriter | SequenceWriter:

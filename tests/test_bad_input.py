@@ -16,6 +16,7 @@ import torch
 
 from setevsr_core.errors import SeTeVSRError
 from setevsr_core.stages import check_frames
+from setevsr_core.streaming import Resume
 from setevsr_core.video.reading import VideoReader
 from setevsr_core.video.sequence import SequenceReader
 from setevsr_core.video.writing import VideoWriter
@@ -33,10 +34,10 @@ class Repeating:
     def fingerprint(self, **settings: Any) -> str:
         return hashlib.sha256(repr(settings).encode()).hexdigest()
 
-    def stream(self, frames: Iterator[torch.Tensor], *, scale: int, first_frame: int = 0, **_: Any) -> Any:
+    def stream(self, frames: Iterator[torch.Tensor], *, scale: int, resume: Resume = Resume(), **_: Any) -> Any:  # noqa: B008
         for index, frame in enumerate(frames):
             check_frames(frame[None], channels=(3, 4), first_index=index)
-            if index >= first_frame:
+            if index >= resume.first_frame:
                 yield frame.repeat_interleave(scale, 0).repeat_interleave(scale, 1)[None]
 
 

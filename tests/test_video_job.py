@@ -20,9 +20,12 @@ from setevsr_core import Restorer, VideoError
 from setevsr_core.errors import SeTeVSRError
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
+from setevsr_core.segment_run import SegmentRun
+from setevsr_core.streaming import Resume
 from setevsr_core.video.chunks import pack_frames, unpack_frames
 from setevsr_core.video.journal import Journal
 from setevsr_core.video.reading import VideoReader
+from setevsr_core.video.segments import Span, plan_spans
 from setevsr_core.video.writing import VideoWriter
 from setevsr_core.video.yuv import ColourTags, rgb_to_frame
 from setevsr_core.video_job import Output, Result, footage_of, restore_video
@@ -104,8 +107,27 @@ def test_any_tail_of_a_stream_has_the_bits_of_the_whole(
     settings = {**SETTINGS, "length": length, "overlap": overlap, "cuts": cuts, "steps": 0}
     whole = torch.cat(list(restorer.stream(frames, **settings)))
     for first in (3, 9, 16):
-        assert torch.equal(torch.cat(list(restorer.stream(frames, first_frame=first, **settings))), whole[first:])
-    assert list(restorer.stream(frames, first_frame=17, **settings)) == []
+        assert torch.equal(torch.cat(list(restorer.stream(frames, resume=Resume(first), **settings))), whole[first:])
+    assert list(restorer.stream(frames, resume=Resume(17), **settings)) == []
+
+
+@pytest.mark.parametrize(("length", "overlap", "cuts"), [(5, 2, (9,)), (4, 3, ()), (3, 0, (5, 6)), (7, 6, None)])
+def test_a_stream_goes_on_from_what_it_carried_and_computes_nothing_again(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch, length: int, overlap: int, cuts: tuple[int, ...] | None
+) -> None:
+    frames = torch.rand(17, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+    settings = {**SETTINGS, "length": length, "overlap": overlap, "cuts": cuts, "steps": 0}
+    computed: list[Span] = []
+    restore = SegmentRun.restore
+    monkeypatch.setattr(SegmentRun, "restore", lambda self, span, x: computed.append(span) or restore(self, span, x))
+    states: list[Resume] = []
+    whole = torch.cat(list(restorer.stream(frames, on_carry=states.append, **settings)))
+    spans = plan_spans(17, length, overlap, cuts or ())
+    assert computed == list(spans) and [state.first_frame for state in states] == [span.start for span in spans[1:]]
+    for state in states:
+        computed.clear()
+        assert torch.equal(torch.cat(list(restorer.stream(frames, resume=state, **settings))), whole[state.first_frame :])
+        assert computed == [span for span in spans if span.start >= state.first_frame]
 
 
 def test_what_decides_the_result_is_in_the_fingerprint(restorer: Restorer) -> None:
@@ -216,7 +238,29 @@ def test_kill_9_at_any_moment_loses_nothing(restorer: Restorer, tmp_path: Path) 
     assert target.read_bytes() == expected and not journal_of(target).exists()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "lose", "stray"])
+def test_a_continued_run_restores_only_the_segment_it_was_in(
+    restorer: Restorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = make_clip(tmp_path / "in.mp4", count=20, size=(16, 24)), tmp_path / "out.mp4"
+    computed: list[Span] = []
+    restore = SegmentRun.restore
+
+    def counted(self: SegmentRun, span: Span, segment: torch.Tensor) -> torch.Tensor:
+        if len(computed) == 4:
+            computed.append(span)
+            raise Stop
+        computed.append(span)
+        return restore(self, span, segment)
+
+    monkeypatch.setattr(SegmentRun, "restore", counted)
+    with pytest.raises(Stop):
+        run(restorer, source, target)
+    run(restorer, source, target)
+    plan = plan_spans(20, SETTINGS["length"], SETTINGS["overlap"], SETTINGS["cuts"])
+    assert computed == [*plan[:5], *plan[4:]]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "lose", "stray", "carry", "no carry"])
 def test_damaged_chunks_are_restored_again(restorer: Restorer, tmp_path: Path, damage: str) -> None:
     source, target = make_clip(tmp_path / "in.mp4", count=20, size=(16, 24)), tmp_path / "out.mp4"
     run(restorer, source, tmp_path / "whole.mp4")
@@ -224,7 +268,10 @@ def test_damaged_chunks_are_restored_again(restorer: Restorer, tmp_path: Path, d
         run(restorer, source, target, on_frames=stop_after(15))
     chunks = sorted(journal_of(target).glob("*.chunk"))
     victim, data = chunks[2], chunks[2].read_bytes()
-    if damage == "lose":
+    if "carry" in damage:
+        (carry,) = journal_of(target).glob("*.carry")
+        carry.write_bytes(carry.read_bytes()[:-1]) if damage == "carry" else carry.unlink()
+    elif damage == "lose":
         victim.unlink()
     elif damage == "stray":
         (journal_of(target) / "x.chunk").write_bytes(b"?")
@@ -234,7 +281,8 @@ def test_damaged_chunks_are_restored_again(restorer: Restorer, tmp_path: Path, d
         victim.write_bytes(changed[damage])
     result = run(restorer, source, target)
     first_lost = int(victim.name[:9])
-    assert result.resumed >= 12 if damage == "stray" else result.resumed == first_lost
+    whole = damage == "stray" or "carry" in damage
+    assert result.resumed >= 12 if whole else result.resumed == first_lost
     assert target.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
 
 

@@ -2,6 +2,8 @@
 
 A chunk's name is its commit: `<first>-<stop>-<sha256>.chunk` appears by a rename, after its bytes are on the disk. So
 whatever ends a run - kill -9, a power cut, a full disk - leaves chunks that are whole or are recognised as broken.
+`<first>-<sha256>.carry` holds what the run had in hand when the frames before `first` were finished; it is written before
+the chunk that ends there, so the newest chunk has its carry or the run lost none.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 _NAME = re.compile(r"(\d{9})-(\d{9})-([0-9a-f]{32})\.chunk")
+_CARRY = re.compile(r"(\d{9})-([0-9a-f]{32})\.carry")
 
 
 class Journal:
@@ -62,12 +65,28 @@ class Journal:
     def add(self, data: bytes, frames: int) -> None:
         """Keeps a chunk with the next `frames` frames; on return it survives a power cut."""
         first, stop = self.frames_done, self.frames_done + frames
-        digest = hashlib.sha256(data).hexdigest()[:32]
-        path = self.folder / f"{first:09d}-{stop:09d}-{digest}.chunk"
+        path = self.folder / f"{first:09d}-{stop:09d}-{_digest(data)}.chunk"
         with _disk_errors(self.folder):
             write_atomically(path, data)
         self._chunks.append(path)
         self.frames_done = stop
+        self._drop_carries(keep=stop)
+
+    def carry(self, first: int, data: bytes) -> None:
+        """Keeps what is in hand once the frames before `first` are added; call it before they are."""
+        with _disk_errors(self.folder):
+            write_atomically(self.folder / f"{first:09d}-{_digest(data)}.carry", data)
+
+    def carried(self) -> bytes | None:
+        """What `carry` kept for the frames that are done; None if it is not there or damaged."""
+        for path in self.folder.glob(f"{self.frames_done:09d}-*.carry"):
+            with _disk_errors(self.folder):
+                data = path.read_bytes()
+            match = _CARRY.fullmatch(path.name)
+            if match and match[2] == _digest(data):
+                return data
+            logger.warning("'%s' is damaged; the segments that overlap are restored again", path)
+        return None
 
     def chunks(self) -> list[Path]:
         """The whole chunks from frame 0 on, in order."""
@@ -95,13 +114,19 @@ class Journal:
         for path in self.folder.iterdir():
             if path not in keep and (path.suffix in (".chunk", ".tmp")):
                 path.unlink(missing_ok=True)
+        self._drop_carries(keep=self.frames_done)
+
+    def _drop_carries(self, keep: int) -> None:
+        for path in self.folder.glob("*.carry"):
+            if not path.name.startswith(f"{keep:09d}-"):
+                path.unlink(missing_ok=True)
 
     def _find_chunks(self) -> None:
         for path in sorted(self.folder.glob("*.chunk")):
             match = _NAME.fullmatch(path.name)
             if match is None or int(match[1]) != self.frames_done or int(match[2]) <= self.frames_done:
                 return
-            if hashlib.sha256(path.read_bytes()).hexdigest()[:32] != match[3]:
+            if _digest(path.read_bytes()) != match[3]:
                 logger.warning("'%s' is damaged; its frames are restored again", path)
                 return
             self._chunks.append(path)
@@ -117,6 +142,10 @@ class Journal:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def write_atomically(path: Path, data: bytes) -> None:
