@@ -20,6 +20,7 @@ from torch import nn
 
 from setevsr_core.estimate import matmul_rate
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
+from setevsr_core.networks.unet import LIGHT
 from setevsr_core.workload import count
 
 TOKENS, GRID = 77, 64
@@ -142,6 +143,12 @@ def main() -> None:
     print(f"| plain SD 2.1 U-Net of diffusers | {plain_flops / 1e12:.3f} | {100 * plain_flops / cached:.1f} % |")
     print(f"\nkeys and values of text and semantics, projected once instead of every step: "
           f"{(uncached - cached) / 1e12:.3f} TFLOP, {100 * (uncached - cached) / uncached:.1f} % of a step", flush=True)
+    print("\n| setting | TFLOP | times plain |\n|---|---|---|")
+    settings = {"SeTe-VSR": {}, "lighter (unet.LIGHT)": LIGHT, "without the new modules": NEW}
+    for title, changes in settings.items():
+        network = Denoiser(DenoiserConfig.sd21(**changes), device="meta", dtype=dtype).requires_grad_(False)
+        flops = count(our_step(network, empty)).flops
+        print(f"| {title} | {flops / 1e12:.3f} | {flops / plain_flops:.2f} |", flush=True)
     if args.count_only:
         return
     rate = matmul_rate("cpu", dtype)
@@ -149,7 +156,8 @@ def main() -> None:
     print("| step | TFLOP | processor s by thread | wall s | times plain | share of the matrix rate |")
     print("|---|---|---|---|---|---|")
     data, first = inputs(*size, "cpu", dtype), 0.0
-    for name, make in (("plain SD 2.1, diffusers", None), ("without the new modules", NEW), ("SeTe-VSR", {})):
+    for name, make in (("plain SD 2.1, diffusers", None), ("without the new modules", NEW), ("lighter (unet.LIGHT)", LIGHT),
+                       ("SeTe-VSR", {})):
         if make is None:
             network = plain_unet("cpu", dtype)
             text = data["text"].expand(args.frames, -1, -1)

@@ -21,10 +21,19 @@ from .spatial_transformer import AttentionSite, KeysValues, SiteModules
 
 Sites = Literal["all", "up", "mid", "none"]
 
+LIGHT: dict[str, Any] = {"semantic_pooling": 2, "temporal_spatial_sites": "up", "temporal_spatial_pooling": 2}
+"""Changes of a `DenoiserConfig` that make the full-size network cheaper (docs/performance.md): TSAM on the way up only,
+pooled keys and values. Train with them, or fine-tune: weights trained without fit, but were not made for this.
+"""
+
 
 @dataclass(frozen=True)
 class DenoiserConfig(Config):
-    """Sizes of the U-Net and of the LR encoder. `*_sites`: which attention sites carry a module."""
+    """Sizes of the U-Net and of the LR encoder.
+
+    `*_sites`: which attention sites carry a module. `*_pooling`: keys and values of SeAM, and of TSAM's spatial branch,
+    are averaged over so many tokens each way; this makes a step cheaper and leaves the weights as they are.
+    """
 
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers: int = 2
@@ -42,6 +51,7 @@ class DenoiserConfig(Config):
     semantic_pooling: int = 1
     temporal_sites: Sites = "all"
     temporal_spatial_sites: Sites = "all"
+    temporal_spatial_pooling: int = 1
 
     @classmethod
     def sd21(cls, **changes: Any) -> DenoiserConfig:
@@ -69,7 +79,7 @@ class DenoiserConfig(Config):
             return sites == "all" or sites == part
 
         return SiteModules(level in self.semantic_levels, chosen(self.temporal_sites),
-                           chosen(self.temporal_spatial_sites))
+                           chosen(self.temporal_spatial_sites), self.semantic_pooling, self.temporal_spatial_pooling)
 
 
 @dataclass(frozen=True)
@@ -153,8 +163,7 @@ class MidBlock(nn.Module):
 
 def _site(config: DenoiserConfig, channels: int, part: Literal["down", "mid", "up"], level: int, **kw: Any
           ) -> AttentionSite:
-    return AttentionSite(channels, config.head_dim, config.context_dim, config.site(part, level),
-                         config.semantic_pooling, **kw)
+    return AttentionSite(channels, config.head_dim, config.context_dim, config.site(part, level), **kw)
 
 
 def _visit(module: nn.Module, site: int, x: Tensor, c: Conditions) -> Tensor:
