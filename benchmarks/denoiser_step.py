@@ -156,8 +156,9 @@ def main() -> None:
     print("| step | TFLOP | processor s by thread | wall s | times plain | share of the matrix rate |")
     print("|---|---|---|---|---|---|")
     data, first = inputs(*size, "cpu", dtype), 0.0
-    for name, make in (("plain SD 2.1, diffusers", None), ("without the new modules", NEW), ("lighter (unet.LIGHT)", LIGHT),
-                       ("SeTe-VSR", {})):
+    timed = {"plain SD 2.1, diffusers": None, "without the new modules": NEW, "lighter (unet.LIGHT)": LIGHT,
+             "SeTe-VSR": {}}  # fmt: skip
+    for name, make in timed.items():
         if make is None:
             network = plain_unet("cpu", dtype)
             text = data["text"].expand(args.frames, -1, -1)
