@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from setevsr_core import checkpoints
+from setevsr_core import checkpoints, cli
+from setevsr_core.checkpoints import native
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.networks.temporal_spatial import TemporalSpatialAwareness, pool_tokens
-from setevsr_core.networks.unet import LIGHT
 from setevsr_core.workload import count
 
 SMALL: dict[str, Any] = {
@@ -67,22 +68,40 @@ def test_each_pooling_acts_on_the_same_weights(name: str) -> None:
 @torch.no_grad()
 def test_the_lighter_setting_loads_any_file_and_is_kept_in_native_files() -> None:
     full = filled(DenoiserConfig(**SMALL))
-    light = checkpoints.load_denoiser(full.state_dict(), head_dim=16, lr_heads=2, changes=LIGHT)
-    assert light.config == DenoiserConfig(**{**SMALL, **LIGHT})
+    light = checkpoints.load_denoiser(full.state_dict(), head_dim=16, lr_heads=2, light=True)
+    assert light.config == DenoiserConfig(**SMALL).lighter() != full.config
+    assert light.config.lighter() == light.config
     assert DenoiserConfig.from_dict(light.config.to_dict()) == light.config
     assert step(light).isfinite().all()
+
+
+def test_convert_stores_the_lighter_setting(tmp_path: Path) -> None:
+    source, target = tmp_path / "full.safetensors", tmp_path / "light.safetensors"
+    native.save_native(filled(DenoiserConfig(**SMALL)), source)
+    assert cli.main(["convert", str(source), str(target), "--light"]) == 0
+    light = checkpoints.load_denoiser(target)
+    assert light.config == DenoiserConfig(**SMALL).lighter()
+    kept = light.state_dict()
+    assert kept and all(torch.equal(kept[key], value) for key, value in checkpoints.load_denoiser(source).state_dict()
+                        .items() if key in kept)  # fmt: skip
+
+
+def test_a_network_without_the_modules_gains_none() -> None:
+    plain = DenoiserConfig.sd21(semantic_levels=(), temporal_sites="none", temporal_spatial_sites="none")
+    assert plain.lighter().temporal_spatial_sites == "none" and plain.lighter().semantic_levels == ()
 
 
 @torch.no_grad()
 def test_the_lighter_setting_of_full_size_is_lighter() -> None:
     """Counted at 64 x 64 latents; the figures stand in docs/performance.md."""
 
-    def flops(**changes: Any) -> float:
-        denoiser = Denoiser(DenoiserConfig.sd21(**changes), device="meta", dtype=torch.bfloat16)
+    def flops(config: DenoiserConfig) -> float:
+        denoiser = Denoiser(config, device="meta", dtype=torch.bfloat16)
         latents, times = torch.empty(1, 4, 64, 64, device="meta", dtype=torch.bfloat16), torch.zeros(1, device="meta")
         text = denoiser.project_text(torch.empty(1, 77, 1024, device="meta", dtype=torch.bfloat16))
         semantics = denoiser.project_semantics(torch.empty(1, 256, 64, 64, device="meta", dtype=torch.bfloat16))
         maps = denoiser.encode_lr(latents, times)
         return count(lambda: denoiser(latents, times, num_frames=1, lr_maps=maps, text=text, semantics=semantics)).flops
 
-    assert flops(**LIGHT) < 0.86 * flops()
+    full = DenoiserConfig.sd21()
+    assert flops(full.lighter()) < 0.86 * flops(full)

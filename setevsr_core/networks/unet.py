@@ -5,7 +5,7 @@ Module names are diffusers' for all that SD 2.1 has, so its weights map one to o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,11 +20,6 @@ from .residual import Downsample, ResidualBlock, Upsample
 from .spatial_transformer import AttentionSite, KeysValues, SiteModules
 
 Sites = Literal["all", "up", "mid", "none"]
-
-LIGHT: dict[str, Any] = {"semantic_pooling": 2, "temporal_spatial_sites": "up", "temporal_spatial_pooling": 2}
-"""Changes of a `DenoiserConfig` that make the full-size network cheaper (docs/performance.md): TSAM on the way up only,
-pooled keys and values. Train with them, or fine-tune: weights trained without fit, but were not made for this.
-"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +61,15 @@ class DenoiserConfig(Config):
             "lr_channels": (64, 64, 64, 64), "lr_layers": 1, "baseline_temporal": False,
         }
         return cls(**{**sizes, **changes})
+
+    def lighter(self) -> DenoiserConfig:
+        """The same network at less work a step: TSAM on the way up only, keys of SeAM and TSAM pooled two by two.
+
+        It adds no weights and changes none, so any file loads; weights that were trained in full were not made for it.
+        """
+        sites: Sites = "up" if self.temporal_spatial_sites == "all" else self.temporal_spatial_sites
+        return replace(self, temporal_spatial_sites=sites, semantic_pooling=max(2, self.semantic_pooling),
+                       temporal_spatial_pooling=max(2, self.temporal_spatial_pooling))
 
     @property
     def spade_sizes(self) -> tuple[int, int] | None:
