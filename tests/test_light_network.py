@@ -59,7 +59,7 @@ def test_pooling_changes_no_weight_and_vanishes_on_constant_pictures() -> None:
 @pytest.mark.parametrize("name", ["semantic_pooling", "temporal_spatial_pooling"])
 @torch.no_grad()
 def test_each_pooling_acts_on_the_same_weights(name: str) -> None:
-    full, pooled = filled(DenoiserConfig(**SMALL)), Denoiser(DenoiserConfig(**SMALL, **{name: 2}))
+    full, pooled = filled(DenoiserConfig(**SMALL)), Denoiser(DenoiserConfig(**{**SMALL, name: 2}))
     pooled.load_state_dict(full.state_dict())
     difference = (step(pooled) - step(full)).abs().max()
     assert 1e-6 < difference < step(full).abs().max()
