@@ -209,7 +209,9 @@ def _yuv_planes(frame: Any, depth: int, full_range: bool) -> Tensor:
         neutral = np.full_like(luma, 128 * 2 ** (depth - 8))
         return torch.from_numpy(np.stack([luma, neutral, neutral]))
     colour_range = 2 if full_range else 1  # the same on both sides: swscale then only resamples the chroma
-    full = frame.reformat(format=_full_chroma(depth), src_color_range=colour_range, dst_color_range=colour_range)
+    # PyAV before 17 takes "yuvj" for full and "yuv" for limited whatever it is told: stay in the family.
+    target = "yuvj444p" if frame.format.name.startswith("yuvj") else _full_chroma(depth)
+    full = frame.reformat(format=target, src_color_range=colour_range, dst_color_range=colour_range)
     planes = [_plane(plane, frame.height, frame.width, depth > 8) for plane in full.planes]
     return torch.from_numpy(np.stack(planes).astype(np.float32))
 
