@@ -3,6 +3,7 @@
 # make lint   ruff and pyright
 # make setup  what the others need: .venv, the packages, a ComfyUI tree
 # Set COMFYUI_PATH to use a ComfyUI that is already there; PYTHON to choose the interpreter.
+# make test COMFYUI_VERSION=0.16.3   on another ComfyUI (0.16.3, 0.20.1)
 
 PYTHON ?= python3
 VENV   := .venv
@@ -20,7 +21,7 @@ setup: $(STAMPS)/comfyui
 demo: setup
 	$(PY) -m tools.demo
 
-test: setup
+test: setup $(if $(COMFYUI_VERSION),$(STAMPS)/comfyui-$(COMFYUI_VERSION))
 	$(PY) -m pytest $(ARGS)
 
 lint: setup
@@ -53,5 +54,10 @@ $(STAMPS)/packages: $(STAMPS)/torch pyproject.toml requirements.txt
 	@touch $@
 
 $(STAMPS)/comfyui: $(STAMPS)/packages tools/install_comfyui.py
-	$(PY) -m tools.install_comfyui
+	COMFYUI_VERSION= $(PY) -m tools.install_comfyui
+	@touch $@
+
+# Other versions run on the packages of the default one.
+$(STAMPS)/comfyui-%: $(STAMPS)/comfyui
+	COMFYUI_VERSION=$* $(PY) -m tools.install_comfyui --no-requirements
 	@touch $@

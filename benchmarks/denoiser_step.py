@@ -142,6 +142,13 @@ def main() -> None:
     print(f"| plain SD 2.1 U-Net of diffusers | {plain_flops / 1e12:.3f} | {100 * plain_flops / cached:.1f} % |")
     print(f"\nkeys and values of text and semantics, projected once instead of every step: "
           f"{(uncached - cached) / 1e12:.3f} TFLOP, {100 * (uncached - cached) / uncached:.1f} % of a step", flush=True)
+    print("\n| setting | TFLOP | times plain |\n|---|---|---|")
+    settings = {"SeTe-VSR": DenoiserConfig.sd21(), "lighter": DenoiserConfig.sd21().lighter(),
+                "without the new modules": DenoiserConfig.sd21(**NEW)}  # fmt: skip
+    for title, config in settings.items():
+        network = Denoiser(config, device="meta", dtype=dtype).requires_grad_(False)
+        flops = count(our_step(network, empty)).flops
+        print(f"| {title} | {flops / 1e12:.3f} | {flops / plain_flops:.2f} |", flush=True)
     if args.count_only:
         return
     rate = matmul_rate("cpu", dtype)
@@ -149,14 +156,14 @@ def main() -> None:
     print("| step | TFLOP | processor s by thread | wall s | times plain | share of the matrix rate |")
     print("|---|---|---|---|---|---|")
     data, first = inputs(*size, "cpu", dtype), 0.0
-    for name, make in (("plain SD 2.1, diffusers", None), ("without the new modules", NEW), ("SeTe-VSR", {})):
-        if make is None:
+    timed = {"plain SD 2.1, diffusers": None, **dict(reversed(settings.items()))}
+    for name, config in timed.items():
+        if config is None:
             network = plain_unet("cpu", dtype)
             text = data["text"].expand(args.frames, -1, -1)
             step = lambda net=network, t=text: net(data["latents"], data["times"], encoder_hidden_states=t)  # noqa: E731
             flops = plain_flops
         else:
-            config = DenoiserConfig.sd21(**make)
             network = filled(Denoiser(config, device="meta", dtype=dtype), "cpu")
             step = our_step(network, data)
             flops = count(our_step(Denoiser(config, device="meta", dtype=dtype), empty)).flops

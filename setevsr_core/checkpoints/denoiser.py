@@ -28,7 +28,8 @@ ADDED = (".semantic_attention.", ".temporal_transformer.", ".temporal_spatial.",
 
 def load_denoiser(source: Source | TensorFile, *, head_dim: int = 64, lr_heads: int = 4,
                   dtype: torch.dtype | None = None, device: Any = "cpu", ops: Any = nn,
-                  changes: Mapping[str, Any] | None = None, loras: Sequence[LoRA] = ()) -> Denoiser:
+                  changes: Mapping[str, Any] | None = None, loras: Sequence[LoRA] = (),
+                  light: bool = False) -> Denoiser:
     """Load a denoiser: native, MGLD-VSR, or the U-Net of Stable Diffusion 2.1 (original or diffusers).
 
     source: path of a file, of a diffusers folder, or a state dict.
@@ -37,6 +38,7 @@ def load_denoiser(source: Source | TensorFile, *, head_dim: int = 64, lr_heads: 
     dtype: None keeps the stored type (float32 on the CPU).
     changes: fields of `DenoiserConfig` to alter, for training. Modules this adds are initialised so that SeAM,
         temporal transformer and TSAM leave the output as it was.
+    light: take `DenoiserConfig.lighter`, which does less work a step with the same weights.
     loras: (LoRA file, strength) pairs that are added to the weights, for good; see `lora`.
     The network has the modules the file has: a plain SD 2.1 U-Net gives one without SPADE and LR encoder.
     Raises `CheckpointError` naming the file, what it is and what was expected.
@@ -51,6 +53,8 @@ def load_denoiser(source: Source | TensorFile, *, head_dim: int = 64, lr_heads: 
     else:
         config = read_config(shapes_of(tensors), file.name, head_dim=head_dim, lr_heads=lr_heads)
     config = replace(config, **changes) if changes else config
+    if light:
+        config = config.lighter()
     empty_text = tensors.pop("empty_text", None)
     tensors = apply_loras(tensors, loras)
     log.info("%s: %s", file.name, entry.title)

@@ -55,8 +55,10 @@ class SelfAttention(nn.Module):
         self.to_v = ops.Linear(channels, channels, bias=False, **kw)
         self.to_out = nn.ModuleList([ops.Linear(channels, channels, **kw)])
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.to_out[0](attend(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.heads))
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        """context (N, m, C): fewer tokens to attend to, such as pooled ones; None attends to all tokens."""
+        context = tokens if context is None else context
+        return self.to_out[0](attend(self.to_q(tokens), self.to_k(context), self.to_v(context), self.heads))
 
 
 class CrossAttention(nn.Module):

@@ -18,11 +18,13 @@ KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class SiteModules:
-    """Which of SeTe-VSR's modules one site has."""
+    """Which of SeTe-VSR's modules one site has, and how far SeAM and TSAM pool their keys and values."""
 
     semantic: bool
     temporal: bool
     temporal_spatial: bool
+    semantic_pooling: int = 1
+    temporal_spatial_pooling: int = 1
 
 
 class TransformerBlock(nn.Module):
@@ -78,11 +80,11 @@ class SpatialTransformer(nn.Module):
 class AttentionSite(SpatialTransformer):
     """A spatial transformer followed by the temporal transformer and TSAM, where the site has them."""
 
-    def __init__(self, channels: int, head_dim: int, context_dim: int, modules: SiteModules, semantic_pooling: int,
-                 **kw: Any):
-        super().__init__(channels, head_dim, context_dim, modules.semantic, semantic_pooling, **kw)
+    def __init__(self, channels: int, head_dim: int, context_dim: int, modules: SiteModules, **kw: Any):
+        super().__init__(channels, head_dim, context_dim, modules.semantic, modules.semantic_pooling, **kw)
         self.temporal_transformer = TemporalTransformer(channels, head_dim, **kw) if modules.temporal else None
-        self.temporal_spatial = TemporalSpatialAwareness(channels, **kw) if modules.temporal_spatial else None
+        pooling = modules.temporal_spatial_pooling
+        self.temporal_spatial = TemporalSpatialAwareness(channels, pooling, **kw) if modules.temporal_spatial else None
 
     def after(self, x: Tensor, num_frames: int) -> Tensor:
         """The part over time; apart from `forward`, because the baseline's mid-block layers come in between."""

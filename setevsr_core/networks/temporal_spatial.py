@@ -15,34 +15,49 @@ TSAM_HEAD_DIM = 32  # the halves are 160, 320, 640 wide at full size: 64 does no
 
 
 class AttentionBlock(nn.Module):
-    """x + Attention(Norm(x)), then x + FFN(Norm(x)) (Eq. 4, one branch); `positions` adds time positions."""
+    """x + Attention(Norm(x)), then x + FFN(Norm(x)) (Eq. 4, one branch).
 
-    def __init__(self, channels: int, *, positions: bool = False, ops: Any = nn, dtype: torch.dtype | None = None,
-                 device: Any = None):
+    positions: add time positions. pooling: keys and values come from tokens averaged over so many pixels each way.
+    """
+
+    def __init__(self, channels: int, *, positions: bool = False, pooling: int = 1, ops: Any = nn,
+                 dtype: torch.dtype | None = None, device: Any = None):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
-        self.positions = positions
+        self.positions, self.pooling = positions, pooling
         self.norm1 = ops.LayerNorm(channels, **kw)
         self.attn = SelfAttention(channels, min(TSAM_HEAD_DIM, channels), ops=ops, **kw)
         self.norm2 = ops.LayerNorm(channels, **kw)
         self.ff = FeedForward(channels, ops=ops, **kw)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """tokens (N, n, C); grid: (h, w) with h * w = n, needed for pooling."""
         normed = self.norm1(tokens)
-        tokens = tokens + self.attn(add_time_positions(normed) if self.positions else normed)
+        if self.positions:
+            normed = add_time_positions(normed)
+        context = None if self.pooling == 1 or grid is None else pool_tokens(normed, grid, self.pooling)
+        tokens = tokens + self.attn(normed, context)
         return tokens + self.ff(self.norm2(tokens))
+
+
+def pool_tokens(tokens: Tensor, grid: tuple[int, int], factor: int) -> Tensor:
+    """Tokens (N, h*w, C) of a grid (h, w) -> means over factor x factor pixels, (N, ceil(h/f)*ceil(w/f), C)."""
+    pixels = tokens.transpose(1, 2).unflatten(2, grid)
+    return F.avg_pool2d(pixels, factor, ceil_mode=True).flatten(2).transpose(1, 2)
 
 
 class TemporalSpatialAwareness(nn.Module):
     """F + MLP(Concat(spatial(F_s), temporal(F_t))) where F_s, F_t = Split(F) along the channels (Eq. 4-5).
 
     The MLP's last layer starts at zero (`initialise.zero_new_modules`), which makes a fresh module an identity.
+    pooling: of the keys and values of the spatial branch; it changes no weights.
     """
 
-    def __init__(self, channels: int, *, ops: Any = nn, dtype: torch.dtype | None = None, device: Any = None):
+    def __init__(self, channels: int, pooling: int = 1, *, ops: Any = nn, dtype: torch.dtype | None = None,
+                 device: Any = None):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
-        self.spatial = AttentionBlock(channels // 2, ops=ops, **kw)
+        self.spatial = AttentionBlock(channels // 2, pooling=pooling, ops=ops, **kw)
         self.temporal = AttentionBlock(channels // 2, positions=True, ops=ops, **kw)
         self.mlp_in = ops.Linear(channels, channels, **kw)
         self.mlp_out = ops.Linear(channels, channels, **kw)
@@ -51,7 +66,7 @@ class TemporalSpatialAwareness(nn.Module):
         """x (B*T, C, h, w) -> the same shape."""
         spatial, temporal = x.flatten(2).transpose(1, 2).chunk(2, dim=-1)
         tokens = spatial.shape[1]
-        spatial = self.spatial(spatial)
+        spatial = self.spatial(spatial, (x.shape[2], x.shape[3]))
         temporal = pixels_to_frames(self.temporal(frames_to_pixels(temporal, num_frames)), tokens)
         update = self.mlp_out(F.gelu(self.mlp_in(torch.cat([spatial, temporal], dim=-1))))
         return x + update.transpose(1, 2).unflatten(2, x.shape[2:])

@@ -5,7 +5,7 @@ Module names are diffusers' for all that SD 2.1 has, so its weights map one to o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,11 @@ Sites = Literal["all", "up", "mid", "none"]
 
 @dataclass(frozen=True)
 class DenoiserConfig(Config):
-    """Sizes of the U-Net and of the LR encoder. `*_sites`: which attention sites carry a module."""
+    """Sizes of the U-Net and of the LR encoder.
+
+    `*_sites`: which attention sites carry a module. `*_pooling`: keys and values of SeAM, and of TSAM's spatial branch,
+    are averaged over so many tokens each way; this makes a step cheaper and leaves the weights as they are.
+    """
 
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers: int = 2
@@ -42,6 +46,7 @@ class DenoiserConfig(Config):
     semantic_pooling: int = 1
     temporal_sites: Sites = "all"
     temporal_spatial_sites: Sites = "all"
+    temporal_spatial_pooling: int = 1
 
     @classmethod
     def sd21(cls, **changes: Any) -> DenoiserConfig:
@@ -57,6 +62,15 @@ class DenoiserConfig(Config):
         }
         return cls(**{**sizes, **changes})
 
+    def lighter(self) -> DenoiserConfig:
+        """The same network at less work a step: TSAM on the way up only, keys of SeAM and TSAM pooled two by two.
+
+        It adds no weights and changes none, so any file loads; weights that were trained in full were not made for it.
+        """
+        sites: Sites = "up" if self.temporal_spatial_sites == "all" else self.temporal_spatial_sites
+        return replace(self, temporal_spatial_sites=sites, semantic_pooling=max(2, self.semantic_pooling),
+                       temporal_spatial_pooling=max(2, self.temporal_spatial_pooling))
+
     @property
     def spade_sizes(self) -> tuple[int, int] | None:
         """Channels of the LR maps and of SPADE's hidden layer; None without SPADE."""
@@ -69,7 +83,7 @@ class DenoiserConfig(Config):
             return sites == "all" or sites == part
 
         return SiteModules(level in self.semantic_levels, chosen(self.temporal_sites),
-                           chosen(self.temporal_spatial_sites))
+                           chosen(self.temporal_spatial_sites), self.semantic_pooling, self.temporal_spatial_pooling)
 
 
 @dataclass(frozen=True)
@@ -153,8 +167,7 @@ class MidBlock(nn.Module):
 
 def _site(config: DenoiserConfig, channels: int, part: Literal["down", "mid", "up"], level: int, **kw: Any
           ) -> AttentionSite:
-    return AttentionSite(channels, config.head_dim, config.context_dim, config.site(part, level),
-                         config.semantic_pooling, **kw)
+    return AttentionSite(channels, config.head_dim, config.context_dim, config.site(part, level), **kw)
 
 
 def _visit(module: nn.Module, site: int, x: Tensor, c: Conditions) -> Tensor:

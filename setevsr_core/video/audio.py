@@ -97,7 +97,9 @@ class AudioCopy:
         for key, value in self._container.metadata.items():
             if key.lower() not in _OWN_METADATA and key not in output.metadata:
                 output.metadata[key] = value
-        if not self._trim and (chapters := self._container.chapters()):
+        if self._trim or not hasattr(output, "set_chapters"):  # PyAV 16
+            return
+        if chapters := self._container.chapters():
             output.set_chapters(chapters)
 
     def copy_until(self, time: Fraction) -> None:

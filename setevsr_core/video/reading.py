@@ -74,7 +74,7 @@ class VideoReader:
             part = f" from {self.start:g} s on" if self.start or self.duration else ""
             raise VideoError(f"'{self.name}' has no frame that can be decoded{part}")
         frame, self.first_time = first
-        self.tags: ColourTags = tags_of(frame)
+        self.tags: ColourTags = tags_of(frame, stream.codec_context)
         self.bit_depth: int = bit_depth(frame)
         self.alpha: bool = self._want_alpha and has_alpha(frame)
         turned = _quarter_turns(frame) % 2 == 1

