@@ -23,6 +23,10 @@ class VideoError(SeTeVSRError):
     """A video file cannot be read or written."""
 
 
+class ClusterError(SeTeVSRError):
+    """A cluster cannot be reached, or its workers failed."""
+
+
 class MissingPackageError(SeTeVSRError, ImportError):
     """An optional package is needed for this step and is not installed."""
 

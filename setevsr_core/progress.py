@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
@@ -48,6 +48,11 @@ class SegmentProgress:
             self._done = max(self._done, min(frames / self._total, 1.0))
         whole = f" of {self._total}" if self._total else ""
         self._report(self._done, f"{message} (frames {self._before + 1}-{self._stop}{whole})", preview)
+
+    def finishing(self, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+        """`blocks` as they are; the bar is full after the last one."""
+        yield from blocks
+        self.finish()
 
     def finish(self) -> None:
         if self._report is not None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--start", type=float, default=0.0, metavar="S", help="begin at this second (default: 0)")
     parser.add_argument("--duration", type=float, metavar="S", help="restore only so many seconds")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best there is)")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS",
+        help="spread the segments over a Ray cluster (host:6379, ray://host:10001), or 'local' for all of this machine",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=int, help="workers of the cluster (default: one per GPU, else per machine)")
     parser.add_argument("--dtype", choices=DTYPES, help="number type of the networks (default: by device)")
     parser.add_argument("--codec", help="h264, h265, av1, vp9, ffv1 or prores (default: h264; vp9 for .webm)")
     parser.add_argument(
@@ -100,17 +106,17 @@ def run(args: argparse.Namespace) -> int:
     jobs, several = plan(args.inputs, args.output, args.ending)
     if several:
         Path(args.output).mkdir(parents=True, exist_ok=True)
-    restorers: list[Any] = []  # loaded for the first video that can be read, and kept for the others
     rows: list[dict[str, Any]] = []
-    for source, target in jobs:
-        try:
-            rows.append(_restore_one(args, source, target, restorers))
-        except SeTeVSRError as error:
-            if not several and not args.json:
-                raise
-            rows.append({"input": str(source), "output": str(target), "status": "failed", "error": str(error)})
-        if not args.json:
-            _print_row(rows[-1])
+    with _Networks(args) as networks:
+        for source, target in jobs:
+            try:
+                rows.append(_restore_one(args, source, target, networks))
+            except SeTeVSRError as error:
+                if not several and not args.json:
+                    raise
+                rows.append({"input": str(source), "output": str(target), "status": "failed", "error": str(error)})
+            if not args.json:
+                _print_row(rows[-1])
     failed = sum(row["status"] == "failed" for row in rows)
     if args.json:
         print(json.dumps({"files": rows, "done": len(rows) - failed, "failed": failed}, indent=1))
@@ -119,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if not failed else SOME_FAILED if several else 2
 
 
-def _restore_one(args: argparse.Namespace, source: Path, target: Path, restorers: list[Any]) -> dict[str, Any]:
+def _restore_one(args: argparse.Namespace, source: Path, target: Path, networks: _Networks) -> dict[str, Any]:
     """One row of the summary. Errors: SeTeVSRError."""
     from .video_job import Output, footage_of, restore_video
 
@@ -129,13 +135,12 @@ def _restore_one(args: argparse.Namespace, source: Path, target: Path, restorers
         raise VideoError(f"'{target}' is the input itself; choose another name for the result")
     begin = time.monotonic()
     with _open(args, source, target) as reader:
-        if not restorers:
-            restorers.append(_restorer(args))
+        restorer = networks.restorer()
         journal = None if args.no_resume else journal_beside(target)
         output = Output(target, args.codec, args.quality, journal)
         with _Progress(reader.expected_frames, source.name) as progress:
             result = restore_video(
-                restorers[0], footage_of(reader), output, settings_of(args),
+                restorer, footage_of(reader), output, settings_of(args),
                 progress=progress.message, on_frames=progress.advance,
             )  # fmt: skip
     return {
@@ -174,18 +179,45 @@ def _print_row(row: dict[str, Any]) -> None:
         print(f"setevsr: {row['error']}", file=sys.stderr)
 
 
-def _restorer(args: argparse.Namespace) -> Any:
-    """The restorer of the preset on the device that was asked for."""
-    import torch
+class _Networks:
+    """The restorer of the options, made for the first video that can be read and kept for the others."""
 
-    from .restorer import Restorer
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._restorer: Any = None
+        self._open = ExitStack()
 
-    try:
-        device = None if args.device is None else torch.device(args.device)
-    except RuntimeError as error:
-        raise SettingsError(f"device is '{args.device}'; give cpu, cuda, cuda:0 or mps") from error
-    dtype = None if args.dtype is None else getattr(torch, args.dtype)
-    return Restorer.from_preset(args.preset, device=device, dtype=dtype)
+    def restorer(self) -> Any:
+        if self._restorer is None:
+            self._restorer = self._cluster() if self._args.ray else self._local()
+        return self._restorer
+
+    def _cluster(self) -> Any:
+        from .cluster import ClusterRestorer
+
+        args = self._args
+        return self._open.enter_context(
+            ClusterRestorer(args.ray, args.preset, device=args.device, dtype=args.dtype, workers=args.workers)
+        )
+
+    def _local(self) -> Any:
+        import torch
+
+        from .restorer import Restorer
+
+        args = self._args
+        try:
+            device = None if args.device is None else torch.device(args.device)
+        except RuntimeError as error:
+            raise SettingsError(f"device is '{args.device}'; give cpu, cuda, cuda:0 or mps") from error
+        dtype = None if args.dtype is None else getattr(torch, args.dtype)
+        return Restorer.from_preset(args.preset, device=device, dtype=dtype)
+
+    def __enter__(self) -> _Networks:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.close()
 
 
 def _same_file(first: Path, second: Path) -> bool:

@@ -164,8 +164,7 @@ class Restorer:
         bar = SegmentProgress(progress, total, settings.steps, self.encoder is not None)
         bar.begin(resume.first_frame)
         run = SegmentRun(self, settings, bar, text, check_cancel)
-        yield from restored_blocks(frames, settings, run.compute, resume, on_carry)
-        bar.finish()
+        return bar.finishing(restored_blocks(frames, settings, run.compute, resume, on_carry))
 
 
 def _place(module: Any, device: torch.device, dtype: torch.dtype | None) -> None:

@@ -60,8 +60,8 @@ class SegmentRun:
             yield span, partial(self.restore, span, segment)
 
     def restore(self, span: Span, segment: Tensor) -> Tensor:
-        """One segment (T,H,W,3|4) all the way to pictures (T,sH,sW,3|4). Segments come in rising order: what two of them
-        share is computed once.
+        """One segment (T,H,W,3|4) all the way to pictures (T,sH,sW,3|4). Segments come in rising order: what two of
+        them share is computed once.
         """
         networks, settings, bar = self._networks, self._settings, self._bar
         bar.begin(span.stop)

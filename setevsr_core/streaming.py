@@ -20,8 +20,8 @@ from .video.stitch import Stitcher
 
 Segments = Iterator[tuple[Span, Tensor]]
 Compute = Callable[[Segments], Iterator[tuple[Span, Callable[[], Tensor]]]]
-"""Spans with their frames (T,H,W,C) -> the same spans in the same order, each with a function that waits for its restored
-pictures (T,sH,sW,C). The function is called once, before the next span is asked for."""
+"""Spans with their frames (T,H,W,C) -> the same spans in the same order, each with a function that waits for its
+restored pictures (T,sH,sW,C). The function is called once, before the next span is asked for."""
 
 
 @dataclass(frozen=True)

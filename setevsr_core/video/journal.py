@@ -2,8 +2,8 @@
 
 A chunk's name is its commit: `<first>-<stop>-<sha256>.chunk` appears by a rename, after its bytes are on the disk. So
 whatever ends a run - kill -9, a power cut, a full disk - leaves chunks that are whole or are recognised as broken.
-`<first>-<sha256>.carry` holds what the run had in hand when the frames before `first` were finished; it is written before
-the chunk that ends there, so the newest chunk has its carry or the run lost none.
+`<first>-<sha256>.carry` holds what the run had in hand when the frames before `first` were finished. It is written
+before the chunk that ends there, so whoever finds the chunk finds its carry.
 """
 
 from __future__ import annotations
