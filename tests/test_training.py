@@ -19,9 +19,6 @@ from safetensors.torch import load_file
 from setevsr_core import checkpoints
 from setevsr_core.cli import main
 from setevsr_core.errors import SettingsError
-from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
-from setevsr_core.networks.initialise import zero_new_modules
-from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 from setevsr_core.sampling.loop import denoise
 from setevsr_core.sampling.noise import START, frames_noise
 from setevsr_core.sampling.schedules import linspace_timesteps
@@ -32,37 +29,17 @@ from setevsr_core.training.rollout_stages import rollout
 from setevsr_core.training.train_command import FLAGS, NUMBERS, STAGES
 from setevsr_core.training.trainer import Batch, Stage, TrainSettings
 from setevsr_core.training.vae_stages import random_windows
-
-TINY_DENOISER = DenoiserConfig.nano(channels=(32, 32), lr_channels=(32, 32), map_channels=32, spade_hidden=16,
-                                    context_dim=8, layers=1, semantic_levels=(0, 1))
-TINY_VAE = VAEConfig.nano(channels=(32, 32), layers=1, growth=4)
+from .training_helpers import write_networks, write_pack
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A packed folder of four segments of moving noise, 64 px, 3 frames."""
-    folder = tmp_path_factory.mktemp("pack")
-    rng = np.random.default_rng(0)
-    canvas = rng.integers(0, 256, (4, 1, 72, 72, 3), dtype=np.uint8)
-    hr = np.concatenate([canvas[:, :, i : i + 64, i : i + 64] for i in range(3)], axis=1)
-    shard = folder / "shard_00000"
-    shard.mkdir()
-    np.save(shard / "hr.npy", hr)
-    np.save(shard / "lr.npy", hr.reshape(4, 3, 16, 4, 16, 4, 3).mean((3, 5)).astype(np.uint8))
-    (folder / "meta.json").write_text(json.dumps({"settings": {"frames": 3, "size": 64, "scale": 4}, "sources": []}))
-    return folder
+    return write_pack(tmp_path_factory.mktemp("pack"))
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny networks as native files: vae.safetensors, denoiser.safetensors."""
-    folder = tmp_path_factory.mktemp("networks")
-    torch.manual_seed(0)
-    checkpoints.save_native(TemporalVAE(TINY_VAE), folder / "vae.safetensors")
-    denoiser = Denoiser(TINY_DENOISER, empty_text=torch.randn(1, 2, 8))
-    zero_new_modules(denoiser)
-    checkpoints.save_native(denoiser, folder / "denoiser.safetensors")
-    return folder
+    return write_networks(tmp_path_factory.mktemp("networks"))
 
 
 class Squared(Stage):
