@@ -29,6 +29,7 @@ from setevsr_core.training.rollout_stages import rollout
 from setevsr_core.training.train_command import FLAGS, NUMBERS, STAGES
 from setevsr_core.training.trainer import Batch, Stage, TrainSettings
 from setevsr_core.training.vae_stages import random_windows
+
 from .training_helpers import write_networks, write_pack
 
 
