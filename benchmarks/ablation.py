@@ -12,8 +12,8 @@ training must not have seen. What makes them comparable:
 - Equal batches, noises, steps and learning rate, drawn from one seed, and every weight of the denoiser learns. A
   step costs more where there are more modules; weights and seconds per step are printed for that.
 - One stage, `turbo`, with the VAE frozen: losses on pictures of clips of three frames, at the very steps and strength
-  that are measured afterwards. The paper's two stages with their noise-prediction loss cost as much a step, but a few hundred
-  of them move the restored picture of a small network hardly at all; here the loss is what the table asks about.
+  that are measured afterwards. The paper's two stages with their noise-prediction loss cost as much a step, but a few
+  hundred of them move the restored picture of a small network hardly at all; this loss is what the table asks about.
 
 Each variant is a run folder DIR/a ... DIR/d; the same command again goes on where it was interrupted.
 """
@@ -198,8 +198,8 @@ def main(argv: list[str] | None = None) -> None:
     rows = [row(variant, args.out / variant.name, measured(variant, args, held, lpips)) for variant in VARIANTS]
     table = "\n".join([
         f"{args.steps} steps of {args.batch} clips of {args.frames} frames, {args.crop} px, seed {args.seed}; measured "
-        f"on {args.segments} segments of {held.frames} frames, {held.size} px, DDIM {args.rollout_steps} steps, strength "
-        f"{args.strength:g}, noise seed 0; 95 % bootstrap intervals; torch {torch.__version__}\n",
+        f"on {args.segments} segments of {held.frames} frames, {held.size} px, DDIM {args.rollout_steps} steps, "
+        f"strength {args.strength:g}, noise seed 0; 95 % bootstrap intervals; torch {torch.__version__}\n",
         "| Exp. | SeAM | TSAM | LPIPS ↓ | PSNR ↑ | E_warp ↓ | training loss | million weights | s/step | s/frame |",
         "|---|---|---|---|---|---|---|---|---|---|", *rows,
     ])  # fmt: skip

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from torch import nn
 
 from .. import checkpoints
 from ..errors import CheckpointError, SettingsError
@@ -30,6 +32,29 @@ def build_stage(options: argparse.Namespace, device: torch.device) -> Stage:
     Errors: SettingsError where a file that the stage needs was not given, CheckpointError where one is wrong.
     """
     torch.manual_seed(options.seed)
+    return _build(options, device)
+
+
+def build_weightless(options: argparse.Namespace, device: torch.device) -> Stage:
+    """The same stage of fake tensors, which have shapes and no data, to count what a step takes.
+
+    A network whose file was not given is one of the options' size with everything in it, so no file is needed and a
+    full-size stage fits anywhere.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    # Fake tensors cannot change places inside a module: all are made on the device, and `to` has nothing to do.
+    stay = mock.patch.object(nn.Module, "to", lambda module, *_, **__: module)
+    with FakeTensorMode(allow_non_fake_inputs=True), device, stay:
+        options = argparse.Namespace(**vars(options))
+        options.vae = options.vae or _vae(options, device)
+        options.semantic = options.semantic or _semantic(options, device)
+        if options.stage in ("decoder", "turbo"):
+            options.denoiser = options.denoiser or _denoiser(options, device)
+        return _build(options, device)
+
+
+def _build(options: argparse.Namespace, device: torch.device) -> Stage:
     if options.stage == "vae":
         return VAEStage(_vae(options, device), _pixel_loss(options, device), _adversary(options, device),
                         lr_share=options.lr_share)
@@ -45,8 +70,13 @@ def build_stage(options: argparse.Namespace, device: torch.device) -> Stage:
     return DenoiserStage(number, _denoiser(options, device), vae, encoder, trains=options.trains, draws=options.draws)
 
 
-def load(kind: str, path: Path, device: torch.device) -> Any:
-    """A network of a file, in fp32: training keeps its weights exact and lets autocast choose what computes lower."""
+def load(kind: str, path: Path | nn.Module, device: torch.device) -> Any:
+    """A network of a file, in fp32: training keeps its weights exact and lets autocast choose what computes lower.
+
+    A network in place of the path (see `build_weightless`) is taken as it is.
+    """
+    if isinstance(path, nn.Module):
+        return path
     return LOADERS[kind](path, dtype=torch.float32, device=device)
 
 

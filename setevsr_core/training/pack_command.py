@@ -27,6 +27,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--photo-share", type=float, default=0.3, help="share of pictures, 0 to 1 (default: 0.3)")
     parser.add_argument("--sharpen", type=float, default=0.5, help="sharpening of the targets, 0 = off (default: 0.5)")
+    parser.add_argument("--device", help="blurs, resizes and noise by torch there, such as cuda (default: OpenCV)")
     parser.set_defaults(run=run)
 
 
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         photo_share=args.photo_share,
         sharpen_weight=args.sharpen,
+        device=args.device,
     )
     print(f"{out}: {len(PackedDataset(out))} segments of {args.frames} frames, {args.size} px")
     return 0
