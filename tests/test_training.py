@@ -22,7 +22,7 @@ from setevsr_core.errors import SettingsError
 from setevsr_core.sampling.loop import denoise
 from setevsr_core.sampling.noise import START, frames_noise
 from setevsr_core.sampling.schedules import linspace_timesteps
-from setevsr_core.training.estimate import estimate_memory
+from setevsr_core.training.estimate import estimate_memory, step_flops
 from setevsr_core.training.losses import flow_consistency, temporal_difference, warp
 from setevsr_core.training.options import merged_options, train_settings
 from setevsr_core.training.rollout_stages import rollout
@@ -180,6 +180,37 @@ def test_estimated_activations_are_those_of_a_real_step(networks: Path) -> None:
     # Kept per row of 64: the input, what SiLU saw, what it gave; and the 8 of the square.
     assert estimate.activations == 10 * 3 * (64 + 64 + 64 + 8) * 4
     assert estimate.learning == 4 * 4 * (64 * 64 + 64 + 64 * 8 + 8)
+
+
+def test_estimate_needs_no_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Networks that are not given are counted at the size's defaults, and hold no data meanwhile."""
+    with caplog.at_level(logging.INFO):
+        assert main(["train", "decoder", "--out", str(tmp_path / "run"), "--estimate", "--device", "cpu"]) == 0
+    found = re.search(r"about .*weights ([0-9.]+), gradients, Adam, averages ([0-9.]+)", caplog.text)
+    assert found and float(found[1]) > 0 and float(found[2]) > 0
+
+
+def test_counted_operations_are_those_of_the_layers(networks: Path) -> None:
+    """A linear layer multiplies once forward and twice backward; attention is counted on CPUs too."""
+    first, second = torch.nn.Linear(64, 32), torch.nn.Linear(32, 8)
+    settings = TrainSettings(steps=1, batch=5, crop=16, frames=2, learning_rate=1e-3, precision="fp32", accumulate=3)
+    flops = step_flops(Squared(torch.nn.Sequential(first, second)), settings, torch.device("cpu"))
+    rows = 10 * 3
+    # The input of the first layer wants no gradient: one product less.
+    assert flops == 3 * 2 * rows * (2 * 64 * 32 + 3 * 32 * 8)
+
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = (x * self.scale).reshape(10, 1, 12, 16)
+            return torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+    flops = step_flops(Squared(Attention()), settings, torch.device("cpu"))
+    forward = 2 * 10 * 12 * 12 * (16 + 16)
+    assert forward * 3 * 2 < flops <= forward * 3 * 4
 
 
 def test_a_config_file_sets_options_and_the_command_line_wins(packed: Path, networks: Path, tmp_path: Path) -> None:

@@ -35,22 +35,31 @@ def build_stage(options: argparse.Namespace, device: torch.device) -> Stage:
     return _build(options, device)
 
 
-def build_weightless(options: argparse.Namespace, device: torch.device) -> Stage:
-    """The same stage of fake tensors, which have shapes and no data, to count what a step takes.
+def build_to_count(options: argparse.Namespace, device: torch.device) -> Stage:
+    """The stage as it would be trained, to count what a step takes; of `build_weightless` where files are missing."""
+    needed = {"vae": (), "semantic": (), "stage1": ("vae",), "stage2": ("vae",)}.get(options.stage, ("vae", "denoiser"))
+    given = [name for name in LOADERS if getattr(options, name) is not None]
+    complete = given and all(name in given for name in needed)
+    return build_stage(options, device) if complete else build_weightless(options, device)
 
-    A network whose file was not given is one of the options' size with everything in it, so no file is needed and a
-    full-size stage fits anywhere.
+
+def build_weightless(options: argparse.Namespace, device: torch.device) -> Stage:
+    """The stage of fake tensors, which have shapes and no data: it needs no files, and full size fits anywhere.
+
+    All networks have the options' size and everything in them; files in the options are not looked at.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    options = argparse.Namespace(**{**vars(options), **dict.fromkeys(LOADERS), "text": None})
+    encoder = _semantic(options, device)  # made of numbers: Hiera computes with them while it is constructed
     # Fake tensors cannot change places inside a module: all are made on the device, and `to` has nothing to do.
     stay = mock.patch.object(nn.Module, "to", lambda module, *_, **__: module)
-    with FakeTensorMode(allow_non_fake_inputs=True), device, stay:
-        options = argparse.Namespace(**vars(options))
-        options.vae = options.vae or _vae(options, device)
-        options.semantic = options.semantic or _semantic(options, device)
+    with mode, device, stay:
+        options.semantic = encoder._apply(mode.from_tensor)
+        options.vae = _vae(options, device)
         if options.stage in ("decoder", "turbo"):
-            options.denoiser = options.denoiser or _denoiser(options, device)
+            options.denoiser = _denoiser(options, device)
         return _build(options, device)
 
 
@@ -73,7 +82,7 @@ def _build(options: argparse.Namespace, device: torch.device) -> Stage:
 def load(kind: str, path: Path | nn.Module, device: torch.device) -> Any:
     """A network of a file, in fp32: training keeps its weights exact and lets autocast choose what computes lower.
 
-    A network in place of the path (see `build_weightless`) is taken as it is.
+    A network in place of the path (of `build_weightless`) is taken as it is.
     """
     if isinstance(path, nn.Module):
         return path

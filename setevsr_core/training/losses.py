@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def vgg_metric(weights: Path | None, purpose: str) -> Any:
 
     lpips = require("lpips", purpose=purpose)
     counting = detect_fake_mode() is not None
-    metric = lpips.LPIPS(net="vgg", pnet_rand=counting or weights is not None, verbose=False)
+    with warnings.catch_warnings():  # the package uses an argument that torchvision has renamed
+        warnings.simplefilter("ignore", UserWarning)
+        metric = lpips.LPIPS(net="vgg", pnet_rand=counting or weights is not None, verbose=False)
     if weights is not None and not counting:
         load_backbone(metric.net, weights)
     return metric
