@@ -5,7 +5,8 @@
     python -m benchmarks.sampling PACK --lpips-weights ... --curve strength [--steps 4]
 
 PACK is a folder made by `setevsr pack`; take one that training did not draw from, and never the test clips. A curve
-moves one setting and leaves the others as the preset has them, or as given.
+moves one setting and leaves the others as the preset has them, or as given. Below strength 1 only that share of the
+steps is taken, at least one: the curve against steps at strength 1 is the one to compare with papers.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from setevsr_core import checkpoints
 from setevsr_core.cli import main
 from setevsr_core.errors import SettingsError
+from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
+from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 from setevsr_core.sampling.loop import denoise
 from setevsr_core.sampling.noise import START, frames_noise
 from setevsr_core.sampling.schedules import linspace_timesteps
@@ -30,7 +32,7 @@ from setevsr_core.training.train_command import FLAGS, NUMBERS, STAGES
 from setevsr_core.training.trainer import Batch, Stage, TrainSettings
 from setevsr_core.training.vae_stages import random_windows
 
-from .training_helpers import write_networks, write_pack
+from .training_helpers import TINY_DENOISER, TINY_VAE, write_networks, write_pack
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,39 @@ def test_a_stage_trains_what_it_should(stage: str, packed: Path, networks: Path,
     assert all(np.isfinite(float(value)) for row in rows for value in row.values())
     assert json.loads((tmp_path / "record.json").read_text())["steps"] == 3
     assert list((tmp_path / "samples").glob("*.jpg"))
+
+
+def test_stage1_gives_a_plain_network_what_it_lacks_and_trains_that_alone(
+    packed: Path, networks: Path, tmp_path: Path
+) -> None:
+    """Stable Diffusion 2.1 has neither SeAM nor SPADE nor an LR encoder."""
+    sizes = {**vars(TINY_DENOISER), "spade": False, "semantic_levels": (), "temporal_sites": "none",
+             "temporal_spatial_sites": "none", "map_channels": 32, "spade_hidden": 16}
+    torch.manual_seed(1)
+    plain = Denoiser(DenoiserConfig(**sizes), empty_text=torch.randn(1, 2, 8))
+    checkpoints.save_native(plain, tmp_path / "plain.safetensors")
+    files = ("--denoiser", str(tmp_path / "plain.safetensors"),
+             "--semantic", str(networks / "semantic_encoder.safetensors"))
+    assert main(arguments("stage1", packed, networks, tmp_path / "run", "--trains", "new", *files)) == 0
+    before, after = load_file(tmp_path / "plain.safetensors"), load_file(tmp_path / "run" / "denoiser.safetensors")
+    added = set(after) - set(before)
+    for part in ("semantic_attention.", ".spade.", "lr_encoder."):
+        assert any(part in key for key in added)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_decoder_stage_gives_a_plain_vae_its_temporal_and_fusion_layers(
+    packed: Path, networks: Path, tmp_path: Path
+) -> None:
+    sizes = {**vars(TINY_VAE), "temporal": False, "fusion_levels": (), "channels": (32, 32, 32), "residual": False}
+    torch.manual_seed(1)
+    checkpoints.save_native(TemporalVAE(VAEConfig(**sizes)), tmp_path / "plain.safetensors")
+    files = ("--vae", str(tmp_path / "plain.safetensors"), "--no-everything")
+    assert main(arguments("decoder", packed, networks, tmp_path / "run", *files, steps=1)) == 0
+    before, after = load_file(tmp_path / "plain.safetensors"), load_file(tmp_path / "run" / "vae.safetensors")
+    added = set(after) - set(before)
+    assert any(".temporal_convs." in key for key in added) and any(".fusion_layer_2." in key for key in added)
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_turbo_with_decoder_trains_both_and_never_the_encoder(packed: Path, networks: Path, tmp_path: Path) -> None:

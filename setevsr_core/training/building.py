@@ -69,7 +69,9 @@ def _build(options: argparse.Namespace, device: torch.device) -> Stage:
                         lr_share=options.lr_share)
     if options.stage == "semantic":
         return SemanticStage(_semantic(options, device), VGGTeacher(options.vgg).to(device))
-    vae = load("vae", _needed(options, "vae"), device)
+    path = _needed(options, "vae")
+    adds = options.stage == "decoder" and isinstance(path, Path)
+    vae = _with_temporal_decoder(path, device) if adds else load("vae", path, device)
     encoder = load("semantic", options.semantic, device) if options.semantic else None
     if encoder is not None:
         encoder.requires_grad_(False)
@@ -109,6 +111,8 @@ def _denoiser(options: argparse.Namespace, device: torch.device) -> Denoiser:
     sites = "none" if options.stage == "stage1" else "all"
     changes = {"temporal_sites": sites, "temporal_spatial_sites": sites}
     if options.denoiser:
+        if options.stage == "stage1":
+            changes |= _lacking(options.denoiser)
         denoiser = checkpoints.load_denoiser(options.denoiser, dtype=torch.float32, device=device, changes=changes)
         return _with_text(denoiser, options)
     config = getattr(DenoiserConfig, options.size)(**changes)
@@ -116,6 +120,13 @@ def _denoiser(options: argparse.Namespace, device: torch.device) -> Denoiser:
     denoiser = Denoiser(config, empty_text=torch.randn(1, 4, config.context_dim)).to(device)
     zero_new_modules(denoiser)
     return denoiser
+
+
+def _lacking(path: Path) -> dict[str, Any]:
+    """What a denoiser needs besides its weights to become ours: SD 2.1 brings neither SeAM nor SPADE."""
+    found = checkpoints.load_denoiser(path, device="meta").config
+    changes: dict[str, Any] = {} if found.spade else {"spade": True}
+    return changes if found.semantic_levels else changes | {"semantic_levels": tuple(range(len(found.channels)))}
 
 
 def _with_text(denoiser: Denoiser, options: argparse.Namespace) -> Denoiser:
@@ -143,6 +154,15 @@ def read_text(path: Path, width: int) -> torch.Tensor:
         raise CheckpointError(f"{path} holds {found or 'nothing'}; --text needs one tensor (n, {width}), the embedding "
                               "of the empty prompt")
     return tensors[0].float().reshape(1, -1, width)
+
+
+def _with_temporal_decoder(path: Path, device: torch.device) -> TemporalVAE:
+    """The VAE of a file; SD 2.1's gets the temporal and fusion layers that the stage `decoder` is there to train."""
+    found = checkpoints.load_temporal_vae(path, device="meta").config
+    changes: dict[str, Any] = {} if found.temporal else {"temporal": True}
+    if not found.fusion_levels:
+        changes["fusion_levels"] = VAEConfig.sd21().fusion_levels
+    return checkpoints.load_temporal_vae(path, dtype=torch.float32, device=device, changes=changes)
 
 
 def _rollout_stage(options: argparse.Namespace, vae: TemporalVAE, encoder: SemanticEncoder | None,

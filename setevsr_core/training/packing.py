@@ -43,15 +43,17 @@ def pack(
     workers: int = 1,
     photo_share: float = 0.3,
     device: str | None = None,
+    without: Sequence[str] = (),
     **more,
 ) -> Path:
     """Fill `out_dir` with `segments` pairs (rounded up to whole shards); further settings as in `PackSettings`.
 
     device: as in `Degradation`; it is no setting of the pack, since it changes pixels by rounding only.
+    without: names of clips or photographs in the sources that are left out.
     Raises SettingsError if the folder holds a pack of other settings, InputError if there is no material.
     """
     settings = PackSettings(segments, frames, size, scale, seed, photo_share, **more)
-    videos, photos = list_material(sources)
+    videos, photos = list_material(sources, without)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     _write_plan(out, settings, sources, videos, photos)
