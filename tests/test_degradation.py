@@ -18,6 +18,7 @@ pytest.importorskip("av")
 from setevsr_core.errors import InputError, SettingsError, VideoError  # noqa: E402
 from setevsr_core.training import codecs, degradation, kernels  # noqa: E402
 from setevsr_core.training.degradation import Degradation, DegradationConfig, OrderConfig, Walk  # noqa: E402
+from setevsr_core.training.pixel_work import INTERPOLATIONS, pixel_work  # noqa: E402
 
 
 def textured(frames: int, height: int, width: int) -> np.ndarray:
@@ -245,7 +246,7 @@ def test_poisson_noise_grows_with_light_and_grey_noise_is_grey() -> None:
     assert noise[250].std() == pytest.approx(math.sqrt(250), rel=0.25)
     assert noise[0].std() == 0
     assert degradation.poisson_noise(ramp, rng, grey=True).shape == (256, 64, 1)
-    assert degradation.gaussian_noise(ramp, rng, grey=True).shape == (256, 64, 1)
+    assert degradation.gaussian_noise((256, 64), rng, grey=True).shape == (256, 64, 1)
 
 
 def test_bad_input_is_named() -> None:
@@ -255,3 +256,38 @@ def test_bad_input_is_named() -> None:
         Degradation()(np.zeros((0, 8, 8, 3), np.uint8), 0)
     with pytest.raises(SettingsError, match="scale is 0"):
         Degradation()(np.zeros((1, 8, 8, 3), np.uint8), 0, scale=0)
+
+
+# ---- torch in OpenCV's place ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("size", [(9, 14), (40, 50), (80, 71), (32, 40)])
+def test_torch_resizes_as_opencv_does(interpolation: str, size: tuple[int, int]) -> None:
+    frame = textured(1, 64, 60)[0].astype(np.float32)
+    opencv, torch = pixel_work(None), pixel_work("cpu")
+    found = torch.leave(torch.resize(torch.enter(frame), size, interpolation))
+    assert found.shape == (*size, 3) and found.dtype == np.float32
+    assert np.abs(found - opencv.resize(frame, size, interpolation)).max() < 0.05
+
+
+@pytest.mark.parametrize("height", [5, 48])
+def test_torch_filters_as_opencv_does(height: int) -> None:
+    frame = textured(1, height, 40)[0].astype(np.float32)
+    kernel = kernels.make_kernel("aniso", 21, sigma_x=0.7, sigma_y=3.0, angle=0.4, beta=1.0, cutoff=1.0)
+    opencv, torch = pixel_work(None), pixel_work("cpu")
+    found = torch.leave(torch.filter(torch.enter(frame), kernel))
+    assert np.abs(found - opencv.filter(frame, kernel)).max() < 0.01
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_torch_degrades_the_same_clip_from_the_same_seed(seed: int) -> None:
+    """Rounding before a codec moves a few pixels by a level or two; another draw anywhere would move all of them."""
+    config = DegradationConfig(gaussian_probability=1.0)  # photon counts follow the rounding, and then run apart
+    clip = textured(3, 96, 96)
+    opencv, torch = (Degradation(config, device)(clip, seed).astype(int) for device in (None, "cpu"))
+    other = Degradation(config)(clip, seed + 100).astype(int)
+    assert np.abs(opencv - torch).mean() < 0.5 < 3 < np.abs(opencv - other).mean()
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(SettingsError, match="nowhere"):
+        Degradation(device="nowhere")

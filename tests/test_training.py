@@ -20,12 +20,11 @@ from setevsr_core import checkpoints
 from setevsr_core.cli import main
 from setevsr_core.errors import SettingsError
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
-from setevsr_core.networks.initialise import zero_new_modules
 from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 from setevsr_core.sampling.loop import denoise
 from setevsr_core.sampling.noise import START, frames_noise
 from setevsr_core.sampling.schedules import linspace_timesteps
-from setevsr_core.training.estimate import estimate_memory
+from setevsr_core.training.estimate import estimate_memory, step_flops
 from setevsr_core.training.losses import flow_consistency, temporal_difference, warp
 from setevsr_core.training.options import merged_options, train_settings
 from setevsr_core.training.rollout_stages import rollout
@@ -33,36 +32,17 @@ from setevsr_core.training.train_command import FLAGS, NUMBERS, STAGES
 from setevsr_core.training.trainer import Batch, Stage, TrainSettings
 from setevsr_core.training.vae_stages import random_windows
 
-TINY_DENOISER = DenoiserConfig.nano(channels=(32, 32), lr_channels=(32, 32), map_channels=32, spade_hidden=16,
-                                    context_dim=8, layers=1, semantic_levels=(0, 1))
-TINY_VAE = VAEConfig.nano(channels=(32, 32), layers=1, growth=4)
+from .training_helpers import TINY_DENOISER, TINY_VAE, write_networks, write_pack
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A packed folder of four segments of moving noise, 64 px, 3 frames."""
-    folder = tmp_path_factory.mktemp("pack")
-    rng = np.random.default_rng(0)
-    canvas = rng.integers(0, 256, (4, 1, 72, 72, 3), dtype=np.uint8)
-    hr = np.concatenate([canvas[:, :, i : i + 64, i : i + 64] for i in range(3)], axis=1)
-    shard = folder / "shard_00000"
-    shard.mkdir()
-    np.save(shard / "hr.npy", hr)
-    np.save(shard / "lr.npy", hr.reshape(4, 3, 16, 4, 16, 4, 3).mean((3, 5)).astype(np.uint8))
-    (folder / "meta.json").write_text(json.dumps({"settings": {"frames": 3, "size": 64, "scale": 4}, "sources": []}))
-    return folder
+    return write_pack(tmp_path_factory.mktemp("pack"))
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny networks as native files: vae.safetensors, denoiser.safetensors."""
-    folder = tmp_path_factory.mktemp("networks")
-    torch.manual_seed(0)
-    checkpoints.save_native(TemporalVAE(TINY_VAE), folder / "vae.safetensors")
-    denoiser = Denoiser(TINY_DENOISER, empty_text=torch.randn(1, 2, 8))
-    zero_new_modules(denoiser)
-    checkpoints.save_native(denoiser, folder / "denoiser.safetensors")
-    return folder
+    return write_networks(tmp_path_factory.mktemp("networks"))
 
 
 class Squared(Stage):
@@ -116,6 +96,39 @@ def test_a_stage_trains_what_it_should(stage: str, packed: Path, networks: Path,
     assert all(np.isfinite(float(value)) for row in rows for value in row.values())
     assert json.loads((tmp_path / "record.json").read_text())["steps"] == 3
     assert list((tmp_path / "samples").glob("*.jpg"))
+
+
+def test_stage1_gives_a_plain_network_what_it_lacks_and_trains_that_alone(
+    packed: Path, networks: Path, tmp_path: Path
+) -> None:
+    """Stable Diffusion 2.1 has neither SeAM nor SPADE nor an LR encoder."""
+    sizes = {**vars(TINY_DENOISER), "spade": False, "semantic_levels": (), "temporal_sites": "none",
+             "temporal_spatial_sites": "none", "map_channels": 32, "spade_hidden": 16}
+    torch.manual_seed(1)
+    plain = Denoiser(DenoiserConfig(**sizes), empty_text=torch.randn(1, 2, 8))
+    checkpoints.save_native(plain, tmp_path / "plain.safetensors")
+    files = ("--denoiser", str(tmp_path / "plain.safetensors"),
+             "--semantic", str(networks / "semantic_encoder.safetensors"))
+    assert main(arguments("stage1", packed, networks, tmp_path / "run", "--trains", "new", *files)) == 0
+    before, after = load_file(tmp_path / "plain.safetensors"), load_file(tmp_path / "run" / "denoiser.safetensors")
+    added = set(after) - set(before)
+    for part in ("semantic_attention.", ".spade.", "lr_encoder."):
+        assert any(part in key for key in added)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_decoder_stage_gives_a_plain_vae_its_temporal_and_fusion_layers(
+    packed: Path, networks: Path, tmp_path: Path
+) -> None:
+    sizes = {**vars(TINY_VAE), "temporal": False, "fusion_levels": (), "channels": (32, 32, 32), "residual": False}
+    torch.manual_seed(1)
+    checkpoints.save_native(TemporalVAE(VAEConfig(**sizes)), tmp_path / "plain.safetensors")
+    files = ("--vae", str(tmp_path / "plain.safetensors"), "--no-everything")
+    assert main(arguments("decoder", packed, networks, tmp_path / "run", *files, steps=1)) == 0
+    before, after = load_file(tmp_path / "plain.safetensors"), load_file(tmp_path / "run" / "vae.safetensors")
+    added = set(after) - set(before)
+    assert any(".temporal_convs." in key for key in added) and any(".fusion_layer_2." in key for key in added)
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_turbo_with_decoder_trains_both_and_never_the_encoder(packed: Path, networks: Path, tmp_path: Path) -> None:
@@ -202,6 +215,37 @@ def test_estimated_activations_are_those_of_a_real_step(networks: Path) -> None:
     # Kept per row of 64: the input, what SiLU saw, what it gave; and the 8 of the square.
     assert estimate.activations == 10 * 3 * (64 + 64 + 64 + 8) * 4
     assert estimate.learning == 4 * 4 * (64 * 64 + 64 + 64 * 8 + 8)
+
+
+def test_estimate_needs_no_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Networks that are not given are counted at the size's defaults, and hold no data meanwhile."""
+    with caplog.at_level(logging.INFO):
+        assert main(["train", "decoder", "--out", str(tmp_path / "run"), "--estimate", "--device", "cpu"]) == 0
+    found = re.search(r"about .*weights ([0-9.]+), gradients, Adam, averages ([0-9.]+)", caplog.text)
+    assert found and float(found[1]) > 0 and float(found[2]) > 0
+
+
+def test_counted_operations_are_those_of_the_layers(networks: Path) -> None:
+    """A linear layer multiplies once forward and twice backward; attention is counted on CPUs too."""
+    first, second = torch.nn.Linear(64, 32), torch.nn.Linear(32, 8)
+    settings = TrainSettings(steps=1, batch=5, crop=16, frames=2, learning_rate=1e-3, precision="fp32", accumulate=3)
+    flops = step_flops(Squared(torch.nn.Sequential(first, second)), settings, torch.device("cpu"))
+    rows = 10 * 3
+    # The input of the first layer wants no gradient: one product less.
+    assert flops == 3 * 2 * rows * (2 * 64 * 32 + 3 * 32 * 8)
+
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = (x * self.scale).reshape(10, 1, 12, 16)
+            return torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+    flops = step_flops(Squared(Attention()), settings, torch.device("cpu"))
+    forward = 2 * 10 * 12 * 12 * (16 + 16)
+    assert forward * 3 * 2 < flops <= forward * 3 * 4
 
 
 def test_a_config_file_sets_options_and_the_command_line_wins(packed: Path, networks: Path, tmp_path: Path) -> None:

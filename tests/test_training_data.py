@@ -173,6 +173,37 @@ def test_window_starts_where_asked_and_stops_at_the_end(material: Path) -> None:
     assert nearest in (10, 11)
 
 
+def test_a_pack_made_on_a_device_is_the_same_but_for_rounding(material: Path, tmp_path: Path) -> None:
+    settings = {**SMALL, "segments": 4, "degradation": DegradationConfig(gaussian_probability=1.0)}
+    plain, moved = (PackedDataset(pack([material], tmp_path / str(device), device=device, **settings))
+                    for device in (None, "cpu"))
+    for index in range(4):
+        (lr, hr), (moved_lr, moved_hr) = plain.segment(index), moved.segment(index)
+        assert np.array_equal(hr, moved_hr)
+        assert np.abs(lr.astype(int) - moved_lr).mean() < 0.5
+    command = ["degrade", str(material / "pan.mp4"), str(tmp_path / "out.mkv"), "--device", "nowhere"]
+    assert cli.main(command) == cli.FAILED
+    assert not (tmp_path / "out.mkv").exists()
+
+
+def test_a_folder_of_numbered_pictures_is_a_clip(material: Path, tmp_path: Path) -> None:
+    frames = sources.read_window(material / "pan.mp4", 0.0, 12)
+    for clip in ("000", "001"):
+        (tmp_path / clip).mkdir()
+        for index, frame in enumerate(frames):
+            cv2.imwrite(str(tmp_path / clip / f"{index}.png"), frame[..., ::-1])
+    (tmp_path / "album").mkdir()
+    for name in ("beach", "street"):
+        cv2.imwrite(str(tmp_path / "album" / f"{name}.png"), frames[0])
+    videos, photos = sources.list_material([tmp_path], without=[f"{tmp_path.name}/001"])
+    assert [path.name for path in videos] == ["000"] and photos == []
+    late = sources.read_window(videos[0], 1.0, 5)
+    assert len(late) == 5 and all(np.array_equal(a, b) for a, b in zip(late, frames[7:], strict=True))
+    with pytest.raises(SettingsError, match="'002'"):
+        sources.list_material([tmp_path], without=["002"])
+    assert len(PackedDataset(pack([tmp_path], tmp_path / "out", segments=4, without=["001"], **SMALL))) == 4
+
+
 def test_unreadable_clip_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
     with pytest.raises(VideoError, match="broken.mp4"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from torch import nn
 
 from .. import checkpoints
 from ..errors import CheckpointError, SettingsError
@@ -30,12 +32,46 @@ def build_stage(options: argparse.Namespace, device: torch.device) -> Stage:
     Errors: SettingsError where a file that the stage needs was not given, CheckpointError where one is wrong.
     """
     torch.manual_seed(options.seed)
+    return _build(options, device)
+
+
+def build_to_count(options: argparse.Namespace, device: torch.device) -> Stage:
+    """The stage as it would be trained, to count what a step takes; of `build_weightless` where files are missing."""
+    needed = {"vae": (), "semantic": (), "stage1": ("vae",), "stage2": ("vae",)}.get(options.stage, ("vae", "denoiser"))
+    given = [name for name in LOADERS if getattr(options, name) is not None]
+    complete = given and all(name in given for name in needed)
+    return build_stage(options, device) if complete else build_weightless(options, device)
+
+
+def build_weightless(options: argparse.Namespace, device: torch.device) -> Stage:
+    """The stage of fake tensors, which have shapes and no data: it needs no files, and full size fits anywhere.
+
+    All networks have the options' size and everything in them; files in the options are not looked at.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    options = argparse.Namespace(**{**vars(options), **dict.fromkeys(LOADERS), "text": None})
+    encoder = _semantic(options, device)  # made of numbers: Hiera computes with them while it is constructed
+    # Fake tensors cannot change places inside a module: all are made on the device, and `to` has nothing to do.
+    stay = mock.patch.object(nn.Module, "to", lambda module, *_, **__: module)
+    with mode, device, stay:
+        options.semantic = encoder._apply(mode.from_tensor)
+        options.vae = _vae(options, device)
+        if options.stage in ("decoder", "turbo"):
+            options.denoiser = _denoiser(options, device)
+        return _build(options, device)
+
+
+def _build(options: argparse.Namespace, device: torch.device) -> Stage:
     if options.stage == "vae":
         return VAEStage(_vae(options, device), _pixel_loss(options, device), _adversary(options, device),
                         lr_share=options.lr_share)
     if options.stage == "semantic":
         return SemanticStage(_semantic(options, device), VGGTeacher(options.vgg).to(device))
-    vae = load("vae", _needed(options, "vae"), device)
+    path = _needed(options, "vae")
+    adds = options.stage == "decoder" and isinstance(path, Path)
+    vae = _with_temporal_decoder(path, device) if adds else load("vae", path, device)
     encoder = load("semantic", options.semantic, device) if options.semantic else None
     if encoder is not None:
         encoder.requires_grad_(False)
@@ -45,8 +81,13 @@ def build_stage(options: argparse.Namespace, device: torch.device) -> Stage:
     return DenoiserStage(number, _denoiser(options, device), vae, encoder, trains=options.trains, draws=options.draws)
 
 
-def load(kind: str, path: Path, device: torch.device) -> Any:
-    """A network of a file, in fp32: training keeps its weights exact and lets autocast choose what computes lower."""
+def load(kind: str, path: Path | nn.Module, device: torch.device) -> Any:
+    """A network of a file, in fp32: training keeps its weights exact and lets autocast choose what computes lower.
+
+    A network in place of the path (of `build_weightless`) is taken as it is.
+    """
+    if isinstance(path, nn.Module):
+        return path
     return LOADERS[kind](path, dtype=torch.float32, device=device)
 
 
@@ -70,6 +111,8 @@ def _denoiser(options: argparse.Namespace, device: torch.device) -> Denoiser:
     sites = "none" if options.stage == "stage1" else "all"
     changes = {"temporal_sites": sites, "temporal_spatial_sites": sites}
     if options.denoiser:
+        if options.stage == "stage1":
+            changes |= _lacking(options.denoiser)
         denoiser = checkpoints.load_denoiser(options.denoiser, dtype=torch.float32, device=device, changes=changes)
         return _with_text(denoiser, options)
     config = getattr(DenoiserConfig, options.size)(**changes)
@@ -77,6 +120,13 @@ def _denoiser(options: argparse.Namespace, device: torch.device) -> Denoiser:
     denoiser = Denoiser(config, empty_text=torch.randn(1, 4, config.context_dim)).to(device)
     zero_new_modules(denoiser)
     return denoiser
+
+
+def _lacking(path: Path) -> dict[str, Any]:
+    """What a denoiser needs besides its weights to become ours: SD 2.1 brings neither SeAM nor SPADE."""
+    found = checkpoints.load_denoiser(path, device="meta").config
+    changes: dict[str, Any] = {} if found.spade else {"spade": True}
+    return changes if found.semantic_levels else changes | {"semantic_levels": tuple(range(len(found.channels)))}
 
 
 def _with_text(denoiser: Denoiser, options: argparse.Namespace) -> Denoiser:
@@ -104,6 +154,15 @@ def read_text(path: Path, width: int) -> torch.Tensor:
         raise CheckpointError(f"{path} holds {found or 'nothing'}; --text needs one tensor (n, {width}), the embedding "
                               "of the empty prompt")
     return tensors[0].float().reshape(1, -1, width)
+
+
+def _with_temporal_decoder(path: Path, device: torch.device) -> TemporalVAE:
+    """The VAE of a file; SD 2.1's gets the temporal and fusion layers that the stage `decoder` is there to train."""
+    found = checkpoints.load_temporal_vae(path, device="meta").config
+    changes: dict[str, Any] = {} if found.temporal else {"temporal": True}
+    if not found.fusion_levels:
+        changes["fusion_levels"] = VAEConfig.sd21().fusion_levels
+    return checkpoints.load_temporal_vae(path, dtype=torch.float32, device=device, changes=changes)
 
 
 def _rollout_stage(options: argparse.Namespace, vae: TemporalVAE, encoder: SemanticEncoder | None,

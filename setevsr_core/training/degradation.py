@@ -11,7 +11,8 @@ the way real video does. Three choices where sources differ or are silent:
 - bit rates are stated for a 512x512 clean frame and scale with its area, so that a 256 px crop and a whole 720p
   frame are compressed about equally hard.
 
-All steps are streams: a whole clip is degraded in bounded memory, and the walk goes on over its full length.
+All steps are streams: a whole clip is degraded in bounded memory, and the walk goes on over its full length. What
+happens is drawn here and by NumPy; where blurs, resizes and noise are computed is the `PixelWork`'s matter.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError, SettingsError, require
 from .codecs import jpeg, to_uint8, video
 from .kernels import make_kernel, sinc_kernel
+from .pixel_work import INTERPOLATIONS, PixelWork, pixel_work
 
 Range = tuple[float, float]
 
@@ -114,10 +117,14 @@ class Walk:
 
 
 class Degradation:
-    """Callable: clean clip -> small, blurred, noisy, compressed clip. The same seed gives the same bytes."""
+    """Callable: clean clip -> small, blurred, noisy, compressed clip. The same seed gives the same bytes.
 
-    def __init__(self, config: DegradationConfig | None = None) -> None:
+    device: None computes by OpenCV, else torch does there; the parameters are the same, and the pixels nearly.
+    """
+
+    def __init__(self, config: DegradationConfig | None = None, device: str | None = None) -> None:
         self.config = config or DegradationConfig()
+        self.work = pixel_work(device)
 
     def __call__(self, frames: np.ndarray, seed: int, scale: int = 4) -> np.ndarray:
         """(T, H, W, 3) uint8 RGB -> (T, H/scale, W/scale, 3) uint8 RGB; sides are rounded, and at least 1."""
@@ -138,23 +145,24 @@ class Degradation:
     def _run(
         self, frames: Iterator[np.ndarray], seed: int, size: tuple[int, int], target: tuple[int, int]
     ) -> Iterator[np.ndarray]:
-        config = self.config
+        config, work = self.config, self.work
         # Every step owns a generator: what one step draws never depends on how far another has run ahead.
         rngs = iter([np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(16)])
         area = size[0] * size[1] / config.bits_area
         stream = frames
         for index, order in enumerate((config.first, config.second)):
-            stream = blurred(stream, next(rngs), order, config)
-            stream = resized(stream, next(rngs), order)
-            stream = noisy(stream, next(rngs), order, config)
-            stream = jpeg_compressed(stream, next(rngs), config)
+            stream = blurred(map(work.enter, stream), next(rngs), order, config, work)
+            stream = resized(stream, next(rngs), order, work)
+            stream = noisy(stream, next(rngs), order, config, work)
+            stream = jpeg_compressed(map(work.leave, stream), next(rngs), config)
             if index == 0:
                 stream = video_compressed(stream, next(rngs), config, area)
         codec_rng, resize_rng, order_rng = next(rngs), next(rngs), next(rngs)
         if config.shuffle_last and order_rng.random() < 0.5:
-            stream = video_compressed(at_target(stream, resize_rng, config, target), codec_rng, config, area)
+            stream = video_compressed(at_target(stream, resize_rng, config, target, work), codec_rng, config, area)
         else:
-            stream = at_target(video_compressed(stream, codec_rng, config, area), resize_rng, config, target)
+            stream = video_compressed(stream, codec_rng, config, area)
+            stream = at_target(stream, resize_rng, config, target, work)
         for frame in stream:
             yield to_uint8(frame)
 
@@ -165,23 +173,13 @@ def _as_float(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndar
         yield frame.astype(np.float32)
 
 
-def _cv2():
-    return require("cv2", "opencv-python-headless", "degrading frames")
-
-
-def _filter(frame: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    cv2 = _cv2()
-    return cv2.filter2D(frame, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
-
-
-def _interpolation(rng: np.random.Generator) -> int:
-    cv2 = _cv2()
-    return (cv2.INTER_LINEAR, cv2.INTER_AREA, cv2.INTER_CUBIC)[rng.integers(3)]
+def _interpolation(rng: np.random.Generator) -> str:
+    return INTERPOLATIONS[rng.integers(3)]
 
 
 def blurred(
-    frames: Iterator[np.ndarray], rng: np.random.Generator, order: OrderConfig, config: DegradationConfig
-) -> Iterator[np.ndarray]:
+    frames: Iterator[Any], rng: np.random.Generator, order: OrderConfig, config: DegradationConfig, work: PixelWork
+) -> Iterator[Any]:
     """Filter every frame with one kind of kernel whose width, angle and shape wander."""
     if rng.random() >= order.blur_probability:
         yield from frames
@@ -206,10 +204,10 @@ def blurred(
             beta=beta.take(),
             cutoff=cutoff.take(),
         )
-        yield _filter(frame, kernel)
+        yield work.filter(frame, kernel)
 
 
-def resized(frames: Iterator[np.ndarray], rng: np.random.Generator, order: OrderConfig) -> Iterator[np.ndarray]:
+def resized(frames: Iterator[Any], rng: np.random.Generator, order: OrderConfig, work: PixelWork) -> Iterator[Any]:
     """Resize up, down or not at all to even sides; the factor wanders, so frames may differ in size afterwards."""
     low, high = order.resize_scale
     mode = rng.choice(3, p=order.resize_probabilities)
@@ -221,14 +219,14 @@ def resized(frames: Iterator[np.ndarray], rng: np.random.Generator, order: Order
     interpolation = _interpolation(rng)
     for frame in frames:
         value = factor.take()
-        height, width = (max(2, 2 * int(side * value / 2)) for side in frame.shape[:2])
-        yield _cv2().resize(frame, (width, height), interpolation=interpolation)
+        height, width = (max(2, 2 * int(side * value / 2)) for side in work.size(frame))
+        yield work.resize(frame, (height, width), interpolation)
 
 
 def noisy(
-    frames: Iterator[np.ndarray], rng: np.random.Generator, order: OrderConfig, config: DegradationConfig
-) -> Iterator[np.ndarray]:
-    """Gaussian or Poisson noise, in colour or grey; clipped to 0..255."""
+    frames: Iterator[Any], rng: np.random.Generator, order: OrderConfig, config: DegradationConfig, work: PixelWork
+) -> Iterator[Any]:
+    """Gaussian or Poisson noise, in colour or grey; clipped to 0..255. The fields are NumPy's, whoever adds them."""
     gaussian = rng.random() < config.gaussian_probability
     grey = rng.random() < config.grey_noise_probability
     if gaussian:
@@ -236,21 +234,22 @@ def noisy(
     else:
         strength = Walk(rng, order.poisson_scale, config.poisson_scale_step)
     for frame in frames:
-        make = gaussian_noise if gaussian else poisson_noise
-        yield np.clip(frame + strength.take() * make(frame, rng, grey), 0, 255)
+        amount = strength.take()
+        noise = gaussian_noise(work.size(frame), rng, grey) if gaussian else poisson_noise(work.leave(frame), rng, grey)
+        yield work.clip(work.add(frame, amount * noise))
 
 
-def gaussian_noise(frame: np.ndarray, rng: np.random.Generator, grey: bool) -> np.ndarray:
-    """Unit-variance noise of the frame's shape, or (H, W, 1) where `grey`."""
-    shape = (*frame.shape[:2], 1) if grey else frame.shape
-    return rng.standard_normal(shape, dtype=np.float32)
+def gaussian_noise(size: tuple[int, int], rng: np.random.Generator, grey: bool) -> np.ndarray:
+    """Unit-variance noise (H, W, 3) of `size`, or (H, W, 1) where `grey`."""
+    return rng.standard_normal((*size, 1 if grey else 3), dtype=np.float32)
 
 
 def poisson_noise(frame: np.ndarray, rng: np.random.Generator, grey: bool) -> np.ndarray:
     """Shot noise in 0..255 units: the photon count per full scale is the number of levels in use, as a power of 2."""
     levels = to_uint8(frame)
     if grey:
-        levels = _cv2().cvtColor(levels, _cv2().COLOR_RGB2GRAY)[..., None]
+        cv2 = require("cv2", "opencv-python-headless", "degrading frames")
+        levels = cv2.cvtColor(levels, cv2.COLOR_RGB2GRAY)[..., None]
     used = int(np.count_nonzero(np.bincount(levels.ravel(), minlength=256)))
     photons = 2.0 ** math.ceil(math.log2(max(used, 2)))
     clean = levels.astype(np.float32) / 255
@@ -276,7 +275,8 @@ def video_compressed(
 
 
 def at_target(
-    frames: Iterator[np.ndarray], rng: np.random.Generator, config: DegradationConfig, target: tuple[int, int]
+    frames: Iterator[np.ndarray], rng: np.random.Generator, config: DegradationConfig, target: tuple[int, int],
+    work: PixelWork,
 ) -> Iterator[np.ndarray]:
     """The last step: resize to exactly `target` (height, width), then mostly a sinc filter that rings."""
     interpolation = _interpolation(rng)
@@ -284,5 +284,5 @@ def at_target(
     size = int(rng.choice(config.kernel_sizes))
     cutoff = Walk(rng, (math.pi / 3, math.pi), config.cutoff_step)
     for frame in frames:
-        small = _cv2().resize(frame, (target[1], target[0]), interpolation=interpolation)
-        yield np.clip(_filter(small, sinc_kernel(size, cutoff.take())), 0, 255) if filtered else small
+        small = work.resize(work.enter(frame), target, interpolation)
+        yield work.leave(work.clip(work.filter(small, sinc_kernel(size, cutoff.take()))) if filtered else small)

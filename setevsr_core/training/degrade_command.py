@@ -24,6 +24,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--start", type=float, default=0.0, metavar="S", help="begin at this second (default: 0)")
     parser.add_argument("--duration", type=float, metavar="S", help="degrade only so many seconds")
     parser.add_argument("--crf", type=float, default=12, help="quality of the written file, 0 to 51 (default: 12)")
+    parser.add_argument("--device", help="blurs, resizes and noise by torch there, such as cuda (default: OpenCV)")
     parser.set_defaults(run=run)
 
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise SettingsError(f"seed is {args.seed}; it must be 0 or more")
     if Path(args.output).exists() and Path(args.input).exists() and Path(args.output).samefile(args.input):
         raise VideoError(f"'{args.output}' is the input itself; choose another name for the result")
-    degradation = Degradation(DegradationConfig(shuffle_last=not args.fixed_order))
+    degradation = Degradation(DegradationConfig(shuffle_last=not args.fixed_order), args.device)
     with VideoReader(args.input, args.start, args.duration) as reader:
         size = target_size(*reader.size, args.scale)
         writer = VideoWriter(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import require
 from ..networks.denoiser import Denoiser
 from ..networks.semantic_encoder import IMAGENET_MEAN, IMAGENET_STD, SemanticEncoder
 from ..networks.temporal_vae import TemporalVAE
@@ -105,13 +104,9 @@ class VGGTeacher(nn.Module):
 
     def __init__(self, weights: Path | None):
         super().__init__()
-        from .losses import load_backbone
+        from .losses import vgg_metric
 
-        lpips = require("lpips", purpose="the semantic stage's teacher")
-        metric = lpips.LPIPS(net="vgg", pnet_rand=weights is not None, verbose=False)
-        if weights is not None:
-            load_backbone(metric.net, weights)
-        self.net = metric.net.requires_grad_(False)
+        self.net = vgg_metric(weights, "the semantic stage's teacher").net.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, H, W) in -1..1 -> (N, 512, H/8, W/8)."""

@@ -7,6 +7,8 @@ fragmentation, for which `SLACK` stands.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,26 +47,64 @@ class _FakeBatch(Batch):
 
 
 def estimate_memory(stage: Stage, settings: TrainSettings, device: torch.device, scale: int = 4) -> MemoryEstimate:
-    """Memory of one step of `stage`, whose networks lie on `device`.
+    """Memory of one step of `stage`, whose networks lie on `device` or are fake tensors.
 
     Activation checkpointing is not counted: with it, activations take a fraction of the figure.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     learning = stage.parameters()
     kept = _Kept()
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
-    count, small = settings.batch * settings.frames, settings.crop // scale
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast(device.type, dtype, enabled=dtype is not None):
-        lr = torch.zeros(count, 3, small, small, device=device)
-        hr = torch.zeros(count, 3, settings.crop, settings.crop, device=device)
-        with kept:
-            stage.losses(_FakeBatch(lr, hr, settings.frames, torch.Generator()))
+    with played(stage, settings, device, scale) as batch, kept:
+        stage.losses(batch)
     networks = {id(value): value for value in [*vars(stage).values(), *stage.networks.values()]
                 if isinstance(value, nn.Module)}
     weights = sum(t.numel() * t.element_size() for m in networks.values() for t in m.state_dict().values())
     # Gradients, two moments of Adam, and the averaged weights.
     return MemoryEstimate(weights, 4 * sum(p.numel() * p.element_size() for p in learning), kept.bytes)
+
+
+def step_flops(stage: Stage, settings: TrainSettings, device: torch.device, scale: int = 4) -> float:
+    """Floating point operations of one optimiser step in one process, forward and backward (a multiply-add is two).
+
+    Counted are matrix multiplications, convolutions and attention, each once: without checkpointing's second pass.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with played(stage, settings, device, scale) as batch:
+        with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as counter:
+            torch.stack([loss.float() for loss in stage.losses(batch).values()]).sum().backward()
+    for parameter in stage.parameters():
+        parameter.grad = None
+    return float(counter.get_total_flops()) * settings.accumulate
+
+
+@contextmanager
+def played(stage: Stage, settings: TrainSettings, device: torch.device, scale: int) -> Iterator[Batch]:
+    """A batch without data; inside the block everything computes on shapes alone."""
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    first = stage.parameters()[0]
+    mode = first.fake_mode if isinstance(first, FakeTensor) else FakeTensorMode(allow_non_fake_inputs=True)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
+    count, small = settings.batch * settings.frames, settings.crop // scale
+    with mode, torch.autocast(device.type, dtype, enabled=dtype is not None):
+        lr = torch.zeros(count, 3, small, small, device=device)
+        hr = torch.zeros(count, 3, settings.crop, settings.crop, device=device)
+        yield _FakeBatch(lr, hr, settings.frames, torch.Generator())
+
+
+def _cpu_attention() -> dict[Any, Any]:
+    """Operations of attention as CPUs spell it, which PyTorch's own counter leaves out."""
+    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+
+    def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_backward_flop_count(grad, query, key, value)
+
+    aten = torch.ops.aten
+    return {aten._scaled_dot_product_flash_attention_for_cpu: forward,
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: backward}
 
 
 class _Kept(torch.autograd.graph.saved_tensors_hooks):

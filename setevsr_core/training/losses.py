@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +17,13 @@ class PerceptualLoss(nn.Module):
     """LPIPS (Zhang et al. 2018) on VGG16 as a loss, through the `lpips` package; frozen.
 
     weights: safetensors with VGG16's convolutions (`<torchvision index>.weight|bias`). Without it, `lpips` fetches
-    torchvision's own. Only VGG is offered: LPIPS on AlexNet is what results are measured with.
+    torchvision's own (but nothing where fake tensors only count memory). Only VGG is offered: LPIPS on AlexNet is
+    what results are measured with.
     """
 
     def __init__(self, weights: Path | None):
         super().__init__()
-        lpips = require("lpips", purpose="the perceptual loss")
-        self.metric = lpips.LPIPS(net="vgg", pnet_rand=weights is not None, verbose=False)
-        if weights is not None:
-            load_backbone(self.metric.net, weights)
+        self.metric = vgg_metric(weights, "the perceptual loss")
         # Channels last is the faster layout of its many plain convolutions, on CPUs and GPUs alike.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.requires_grad_(False)
@@ -31,6 +31,20 @@ class PerceptualLoss(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """-> mean distance, a scalar."""
         return self.metric(prediction, target).mean()
+
+
+def vgg_metric(weights: Path | None, purpose: str) -> Any:
+    """The package's LPIPS module on VGG16, its convolutions from `weights` or from torchvision."""
+    from torch._guards import detect_fake_mode
+
+    lpips = require("lpips", purpose=purpose)
+    counting = detect_fake_mode() is not None
+    with warnings.catch_warnings():  # the package uses an argument that torchvision has renamed
+        warnings.simplefilter("ignore", UserWarning)
+        metric = lpips.LPIPS(net="vgg", pnet_rand=counting or weights is not None, verbose=False)
+    if weights is not None and not counting:
+        load_backbone(metric.net, weights)
+    return metric
 
 
 def load_backbone(net: nn.Module, weights: Path) -> None:

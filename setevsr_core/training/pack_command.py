@@ -17,7 +17,8 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("output", metavar="OUT", help="the folder to fill")
     parser.add_argument(
-        "sources", metavar="SOURCE", nargs="+", help="folder of videos and/or pictures; FOLDER=NOTE records its rights"
+        "sources", metavar="SOURCE", nargs="+", help="folder of videos (files, or folders of numbered pictures) "
+        "and/or photographs; FOLDER=NOTE records its rights"
     )
     parser.add_argument("--segments", type=int, required=True, help="how many segments to make")
     parser.add_argument("--frames", type=int, default=5, help="frames per segment (default: 5)")
@@ -27,6 +28,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--photo-share", type=float, default=0.3, help="share of pictures, 0 to 1 (default: 0.3)")
     parser.add_argument("--sharpen", type=float, default=0.5, help="sharpening of the targets, 0 = off (default: 0.5)")
+    parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="clips or pictures to leave out, such "
+                        "as those kept for measuring (NAME or FOLDER/NAME)")
+    parser.add_argument("--device", help="blurs, resizes and noise by torch there, such as cuda (default: OpenCV)")
     parser.set_defaults(run=run)
 
 
@@ -51,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         photo_share=args.photo_share,
         sharpen_weight=args.sharpen,
+        device=args.device,
+        without=args.without,
     )
     print(f"{out}: {len(PackedDataset(out))} segments of {args.frames} frames, {args.size} px")
     return 0

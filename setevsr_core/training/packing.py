@@ -42,14 +42,18 @@ def pack(
     seed: int = 0,
     workers: int = 1,
     photo_share: float = 0.3,
+    device: str | None = None,
+    without: Sequence[str] = (),
     **more,
 ) -> Path:
     """Fill `out_dir` with `segments` pairs (rounded up to whole shards); further settings as in `PackSettings`.
 
+    device: as in `Degradation`; it is no setting of the pack, since it changes pixels by rounding only.
+    without: names of clips or photographs in the sources that are left out.
     Raises SettingsError if the folder holds a pack of other settings, InputError if there is no material.
     """
     settings = PackSettings(segments, frames, size, scale, seed, photo_share, **more)
-    videos, photos = list_material(sources)
+    videos, photos = list_material(sources, without)
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     _write_plan(out, settings, sources, videos, photos)
@@ -58,10 +62,10 @@ def pack(
     log.info("packing %d of %d shards into %s", len(missing), shards, out)
     if workers <= 1:
         for index in missing:
-            write_shard(out, index, settings, videos, photos)
+            write_shard(out, index, settings, videos, photos, device)
         return out
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
-        jobs = [pool.submit(write_shard, out, index, settings, videos, photos) for index in missing]
+        jobs = [pool.submit(write_shard, out, index, settings, videos, photos, device) for index in missing]
         for job in as_completed(jobs):
             job.result()
     return out
@@ -104,10 +108,11 @@ def _note(source: Source | str | Path) -> dict[str, str]:
     return {"folder": str(source.folder), "licence": source.licence}
 
 
-def write_shard(out: Path, index: int, settings: PackSettings, videos: list[Path], photos: list[Path]) -> None:
+def write_shard(out: Path, index: int, settings: PackSettings, videos: list[Path], photos: list[Path],
+                device: str | None = None) -> None:
     """Draw, degrade and store shard `index`; the folder appears under its final name only when complete."""
     rng = np.random.default_rng(np.random.SeedSequence([settings.seed, index]))
-    degrade = Degradation(settings.degradation)
+    degrade = Degradation(settings.degradation, device)
     clean, small, records = [], [], []
     for clip, record in draw_shard(rng, index, settings, videos, photos):
         records.append(record)

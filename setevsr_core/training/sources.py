@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError, VideoError, require
+from ..errors import InputError, SettingsError, VideoError, require
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi"}
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -32,8 +32,12 @@ class Source:
     licence: str = ""
 
 
-def list_material(sources: Sequence[Source | str | Path]) -> tuple[list[Path], list[Path]]:
-    """All videos and all photographs directly in the folders, each sorted by name; InputError if there are none."""
+def list_material(sources: Sequence[Source | str | Path], without: Sequence[str] = ()) -> tuple[list[Path], list[Path]]:
+    """All videos and all photographs directly in the folders, each sorted by name, but those named in `without`.
+
+    A subfolder of numbered pictures (REDS: `train_sharp/000/00000000.png`) is a video too. Errors: InputError if there
+    is nothing, SettingsError for a name in `without` that is not there.
+    """
     videos: list[Path] = []
     photos: list[Path] = []
     for source in sources:
@@ -41,13 +45,29 @@ def list_material(sources: Sequence[Source | str | Path]) -> tuple[list[Path], l
         if not folder.is_dir():
             raise InputError(f"the source folder '{folder}' does not exist; name a folder with videos or pictures.")
         for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in VIDEO_SUFFIXES:
+            if path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir() and numbered_frames(path):
                 videos.append(path)
             elif path.suffix.lower() in PHOTO_SUFFIXES:
                 photos.append(path)
+    for name in without:
+        if not any(name in _names(path) for path in (*videos, *photos)):
+            raise SettingsError(f"there is no {name!r} in the source folders to leave out; give NAME or FOLDER/NAME.")
+    videos, photos = ([path for path in paths if not _names(path) & set(without)] for paths in (videos, photos))
     if not videos and not photos:
-        raise InputError("the source folders hold no videos (mp4, mkv, mov, webm, avi) and no pictures (jpg, png).")
+        raise InputError("the source folders hold no videos (mp4, mkv, mov, webm, avi, or folders of numbered "
+                         "pictures) and no pictures (jpg, png).")
     return videos, photos
+
+
+def _names(path: Path) -> set[str]:
+    return {path.name, path.stem, f"{path.parent.name}/{path.name}"}
+
+
+def numbered_frames(folder: Path) -> list[Path]:
+    """The pictures of a folder in the order of their numbers; [] unless there are two or more and all are numbered."""
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES]
+    numbered = len(paths) > 1 and all(path.stem.isdecimal() for path in paths)
+    return sorted(paths, key=lambda path: int(path.stem)) if numbered else []
 
 
 def read_window(path: Path, position: float, length: int) -> list[np.ndarray]:
@@ -55,6 +75,10 @@ def read_window(path: Path, position: float, length: int) -> list[np.ndarray]:
 
     Clips without a stated length are read from their start. Returns fewer frames where the clip is shorter.
     """
+    if path.is_dir():
+        paths = numbered_frames(path)
+        start = int(max(0.0, position * (len(paths) - length)))
+        return [read_photo(frame) for frame in paths[start : start + length]]
     av = require("av", "av", "reading training clips")
     try:
         with av.open(str(path)) as container:

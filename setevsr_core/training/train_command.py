@@ -75,7 +75,8 @@ def add_parser(subparsers: Any) -> None:
                         "where none is given")
     parser.add_argument("--config", type=Path, default=None, help="JSON file with options, such as {\"steps\": 1000}")
     parser.add_argument("--estimate", action="store_true", default=False,
-                        help="print the memory that a step takes, and stop (on a GPU it is printed at every start)")
+                        help="print the memory that a step takes, and stop (on a GPU it is printed at every start); "
+                        "without the files of earlier stages it counts networks of --size")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1; several GPUs: accelerate launch -m setevsr_core.cli")
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--trains", choices=["all", "new"], help="stage1: all weights, or SeAM, SPADE and LR encoder")
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.data and not args.estimate:
         raise SettingsError("training needs --data: a folder with videos, or a packed folder")
-    from .building import build_stage
+    from .building import build_stage, build_to_count
     from .options import merged_options, recorded, train_settings
     from .processes import Processes
     from .trainer import Trainer
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(args).items() if name not in NOT_OPTIONS}
     options = merged_options(args.stage, args.size, given, args.config)
     settings, processes = train_settings(options), Processes(options.device)
-    stage = build_stage(options, processes.device)
+    stage = (build_to_count if args.estimate else build_stage)(options, processes.device)
     if args.estimate or processes.device.type == "cuda":
         from .estimate import estimate_memory
 

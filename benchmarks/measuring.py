@@ -1,0 +1,54 @@
+"""What the benchmarks on packed segments share: held-out pairs, and the figures of a way to restore them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from setevsr_core.errors import InputError
+from setevsr_core.evaluation.metrics import FrameDistance, mean_distance, psnr, warping_error
+from setevsr_core.training.data import PackedDataset
+
+Pair = tuple[Tensor, Tensor]
+"""Degraded (T, h, w, 3) and clean (T, H, W, 3) frames in 0..1."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One figure per segment, and the seconds of a frame."""
+
+    lpips: list[float]
+    psnr: list[float]
+    warping: list[float]
+    seconds: float
+
+    def means(self) -> tuple[float, float, float, float]:
+        """LPIPS, PSNR, E_warp, s/frame."""
+        mean = [sum(values) / len(values) for values in (self.lpips, self.psnr, self.warping)]
+        return mean[0], mean[1], mean[2], self.seconds
+
+
+def held_out(data: PackedDataset, segments: int) -> list[Pair]:
+    """So many segments, spread evenly over the pack. Errors: InputError where it has fewer."""
+    if not 1 <= segments <= len(data):
+        raise InputError(f"'{data.folder}' has {len(data)} segments, {segments} were asked for: change --segments")
+    stride = len(data) // segments
+    pairs = []
+    for index in range(segments):
+        lr, hr = (torch.from_numpy(frames.copy()).float() / 255 for frames in data.segment(index * stride))
+        pairs.append((lr, hr))
+    return pairs
+
+
+def measure(restore: Callable[[Tensor], Tensor], pairs: list[Pair], distance: FrameDistance) -> Figures:
+    """Restore every segment and compare it with the truth; `distance` is LPIPS of two frames."""
+    started = time.perf_counter()
+    results = [restore(lr) for lr, _ in pairs]
+    seconds = (time.perf_counter() - started) / sum(len(lr) for lr, _ in pairs)
+    both = [(result, hr) for result, (_, hr) in zip(results, pairs, strict=True)]
+    return Figures([mean_distance(distance, *pair) for pair in both], [psnr(*pair) for pair in both],
+                   [warping_error(*pair) for pair in both], seconds)

@@ -1,0 +1,131 @@
+"""The baseline that diffusion has to beat: a plain convolutional network, trained on the same pack by the same loop.
+
+    python -m benchmarks.regressor PACK --out RUN --vgg vgg16_features.safetensors --minutes 40
+    setevsr evaluate DATA --methods bicubic preset:nano regressor@RUN/regressor.safetensors ...
+
+The network is Real-ESRGAN's compact one (3x3 convolutions and PReLU on the low-resolution frame, pixel shuffle at the
+end), frame by frame, with about as many weights as nano's decoder. `spandrel` knows it by its keys, so the result is
+a method of `setevsr evaluate`, and ComfyUI's own "Load Upscale Model" takes it. PACK is a folder of `setevsr pack`; the
+losses are those of the stage `vae`: L1 and LPIPS (VGG) on random windows. An interrupted run in RUN is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from setevsr_core.errors import require
+from setevsr_core.training.data import PackedDataset
+from setevsr_core.training.losses import PerceptualLoss
+from setevsr_core.training.processes import Processes
+from setevsr_core.training.trainer import Batch, Stage, Trainer, TrainSettings
+from setevsr_core.training.vae_stages import PixelLoss, enlarge
+
+WIDTH, CONVOLUTIONS = 128, 32
+"""Give 4.8 million weights; nano's decoder has 4.7."""
+
+
+def compact(width: int = WIDTH, convolutions: int = CONVOLUTIONS, scale: int = 4) -> nn.Module:
+    """The network, RGB in 0..1 -> RGB `scale` times as large; at its start it repeats pixels.
+
+    A plain stack this deep forgets its input under PyTorch's initialisation. Here every inner layer starts as the
+    identity plus a little noise, and the last as zero: all the network does at first is what it adds its work to.
+    """
+    module: Any = require("spandrel.architectures.Compact", "spandrel", "the regressor")
+    network = module.Compact(num_feat=width, num_conv=convolutions, upscale=scale)
+    inner = [layer for layer in network.body if isinstance(layer, nn.Conv2d)][1:-1]
+    with torch.no_grad():
+        for layer in inner:
+            nn.init.normal_(layer.weight, std=0.1 * (2 / (9 * width)) ** 0.5)
+            layer.weight += nn.init.dirac_(torch.empty_like(layer.weight))
+            layer.bias.zero_()
+        for parameter in network.body[-1].parameters():
+            parameter.zero_()
+    return network
+
+
+class RegressorStage(Stage):
+    """One picture in, one picture out; the losses of the stage `vae` without latents."""
+
+    name = "regressor"
+
+    def __init__(self, network: nn.Module, pixel_loss: PixelLoss):
+        self.network, self.pixel_loss = network, pixel_loss
+        self.networks = {"regressor": network}
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.network.parameters())
+
+    def predict(self, lr: Tensor) -> Tensor:
+        """Low-resolution frames (N, 3, h, w) -> enlarged ones, both in -1..1."""
+        return self.network((lr + 1) / 2).float() * 2 - 1
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        return self.pixel_loss(self.predict(batch.lr), batch.hr, batch)
+
+    @torch.no_grad()
+    def finish(self, next_batch: Any) -> dict[str, Any]:
+        """L1 of the averaged weights on fixed batches, to compare runs."""
+        batches = [next_batch() for _ in range(8)]
+        return {"final_l1": sum(float(F.l1_loss(self.predict(b.lr), b.hr)) for b in batches) / len(batches)}
+
+    def sample(self, batch: Batch) -> list[Tensor]:
+        return [enlarge(batch.lr, batch.hr), self.predict(batch.lr), batch.hr]
+
+
+def save(stage: Stage, folder: Path, record: dict[str, Any]) -> None:
+    """`regressor.safetensors` in the layout that spandrel reads, and `record.json`."""
+    from safetensors.torch import save_file
+
+    weights = {key: value.contiguous() for key, value in stage.networks["regressor"].state_dict().items()}
+    save_file(weights, folder / "regressor.safetensors")
+    (folder / "record.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="run folder; an interrupted run there is resumed")
+    parser.add_argument("--vgg", type=Path, help="VGG16 convolutions as safetensors; else torchvision's are fetched")
+    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop at the first step past so many")
+    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--crop", type=int, default=96, help="side of the training crops in HR pixels")
+    parser.add_argument("--learning-rate", type=float, default=4e-4)
+    parser.add_argument("--decay-from", type=float, default=0.6)
+    parser.add_argument("--l1-weight", type=float, default=1.0)
+    parser.add_argument("--lpips-weight", type=float, default=1.0, help="0 trains by L1 alone")
+    parser.add_argument("--lpips-patch", type=int, default=64, help="side of LPIPS' random windows")
+    parser.add_argument("--width", type=int, default=WIDTH)
+    parser.add_argument("--convolutions", type=int, default=CONVOLUTIONS)
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    settings = TrainSettings(
+        steps=args.steps, batch=args.batch, crop=args.crop, frames=1, learning_rate=args.learning_rate, seed=args.seed,
+        decay_from=args.decay_from, precision=args.precision, device=args.device, minutes=args.minutes,
+    )  # fmt: skip
+    data, processes = PackedDataset(args.pack), Processes(args.device)
+    torch.manual_seed(args.seed)
+    network = compact(args.width, args.convolutions, data.scale).to(processes.device)
+    perceptual = PerceptualLoss(args.vgg).to(processes.device) if args.lpips_weight else None
+    loss = PixelLoss(perceptual, args.lpips_weight, args.batch, args.lpips_patch, args.l1_weight)
+    options = {key: value for key, value in vars(args).items() if key not in ("pack", "out", "vgg")}
+    record = Trainer(RegressorStage(network, loss), data, settings, args.out, save, processes, options).run()
+    weights = sum(p.numel() for p in network.parameters())
+    print(f"{args.out / 'regressor.safetensors'}: {weights / 1e6:.2f} million weights, {record['steps']} steps in "
+          f"{record['seconds']} s, L1 {record['final_l1']:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The benchmarks that train: a few steps of tiny networks on a tiny pack."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from benchmarks import ablation, measuring, regressor, sampling
+from setevsr_core.checkpoints.presets import preset_folder
+from setevsr_core.errors import InputError, SettingsError
+from setevsr_core.evaluation.methods import parse_method
+from setevsr_core.training.data import PackedDataset
+from setevsr_core.training.trainer import Batch
+from setevsr_core.training.vae_stages import PixelLoss
+
+from .training_helpers import write_networks, write_pack
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pack(tmp_path_factory.mktemp("pack"))
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_networks(tmp_path_factory.mktemp("networks"))
+
+
+# ---- the regressor --------------------------------------------------------------------------------------------------
+def test_the_regressor_trains_and_is_a_method_of_evaluate(packed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("spandrel")
+    regressor.main([str(packed), "--out", str(tmp_path), "--steps", "2", "--batch", "2", "--crop", "32", "--width", "8",
+                    "--convolutions", "2", "--lpips-weight", "0", "--precision", "fp32", "--device", "cpu"])
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["steps"] == 2 and math.isfinite(record["final_l1"])
+
+    class Clip:
+        lr = torch.rand(2, 12, 20, 3)
+
+    method: Any = parse_method(f"plain@{tmp_path / 'regressor.safetensors'}", scale=4, device="cpu")
+    result = method(Clip())
+    assert result.shape == (2, 48, 80, 3)
+    repeated = Clip.lr.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    assert 0 < (result - repeated).abs().max() < 0.1  # two steps from where it starts
+
+
+def test_the_regressor_starts_by_repeating_pixels_and_its_losses_reach_every_layer() -> None:
+    pytest.importorskip("spandrel")
+    torch.manual_seed(0)
+    network = regressor.compact(width=8, convolutions=12)
+    pixels = torch.rand(3, 3, 8, 8)
+    assert torch.equal(network(pixels), pixels.repeat_interleave(4, 2).repeat_interleave(4, 3))
+
+    class Distance(torch.nn.Module):
+        def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            assert prediction.shape == target.shape == (3, 3, 16, 16)
+            return (prediction - target).square().mean()
+
+    stage = regressor.RegressorStage(network, PixelLoss(Distance(), 0.5, 3, 16))  # type: ignore[arg-type]
+    torch.nn.init.normal_(network.body[-1].weight, std=0.01)  # type: ignore[index,arg-type]
+    batch = Batch(pixels * 2 - 1, torch.rand(3, 3, 32, 32) * 2 - 1, 1, torch.Generator().manual_seed(0))
+    losses = stage.losses(batch)
+    assert set(losses) == {"l1", "lpips"}
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stage.parameters())
+
+
+def test_the_regressor_is_as_large_as_nanos_decoder() -> None:
+    pytest.importorskip("spandrel")
+    with safe_open(preset_folder("nano") / "vae.safetensors", "pt") as file:
+        decoder = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys() if key.startswith("decoder."))
+    ours = sum(p.numel() for p in regressor.compact().parameters())
+    assert ours == pytest.approx(decoder, rel=0.03)
+
+
+# ---- the ablation ---------------------------------------------------------------------------------------------------
+class Brightness:
+    """Stands for LPIPS, whose weights are not in the repository."""
+
+    def __init__(self, weights: Path):
+        pass
+
+    def distance(self, first: torch.Tensor, second: torch.Tensor) -> float:
+        return float((first - second).abs().mean())
+
+
+def ablation_arguments(packed: Path, networks: Path, out: Path, *more: str) -> list[str]:
+    return [str(packed), str(packed), "--out", str(out), "--vae", str(networks / "vae.safetensors"),
+            "--denoiser", str(networks / "denoiser.safetensors"), "--lpips-weights", "unused",
+            "--semantic", str(networks / "semantic_encoder.safetensors"), "--lpips-weight", "0", "--batch", "1",
+            "--crop", "64", "--rollout-steps", "1", "--segments", "2", "--precision", "fp32", "--device", "cpu", *more]
+
+
+def test_the_ablation_trains_four_variants_and_resumes(
+    packed: Path, networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ablation, "LPIPS", Brightness)
+    command = ablation_arguments(packed, networks, tmp_path, "--steps", "2")
+    ablation.main(command)
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| (")]
+    assert [(cells[0], cells[1], cells[2]) for cells in lines] == [
+        ("| (a)", "", ""), ("| (b)", "✓", ""), ("| (c)", "", "✓"), ("| (d)", "✓", "✓")]
+    losses = {name: csv.DictReader((tmp_path / name / "log.csv").open()) for name in "abcd"}
+    first = {name: next(rows) for name, rows in losses.items()}
+    # The four start as one function on one batch: all losses of the first step agree.
+    for key in first["a"]:
+        if key != "seconds":
+            assert [float(row[key]) for row in first.values()] == pytest.approx([float(first["a"][key])] * 4, rel=1e-4)
+    keys = {name: set(safe_open(tmp_path / name / "denoiser.safetensors", "pt").keys()) for name in "abcd"}
+    assert not any("semantic_attention" in key or "temporal_spatial" in key for key in keys["a"])
+    assert keys["d"] == keys["b"] | keys["c"] and keys["b"] & keys["c"] == keys["a"] < keys["b"]
+    written = (tmp_path / "a" / "denoiser.safetensors").stat().st_mtime_ns
+    (tmp_path / "d" / "record.json").unlink()  # as if interrupted there
+    ablation.main(command)
+    assert (tmp_path / "d" / "record.json").is_file()
+    assert (tmp_path / "a" / "denoiser.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(SettingsError, match="another steps"):
+        ablation.main(ablation_arguments(packed, networks, tmp_path, "--steps", "3"))
+
+
+# ---- curves ---------------------------------------------------------------------------------------------------------
+def test_a_curve_moves_one_setting_and_keeps_the_others() -> None:
+    fixed = {"steps": 4, "strength": 0.5, "sampler": None}
+    runs = sampling.curve_runs("steps", fixed)
+    assert [run["steps"] for run in runs] == [1, 2, 4, 8, 15, 25, 50] and {run["strength"] for run in runs} == {0.5}
+    assert sampling.curve_runs("strength", fixed)[-1] == {"strength": 1.0, "steps": 4}
+
+
+def test_curves_are_written_as_csv_and_as_a_picture(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    runs, rows = sampling.curve_runs("strength", {"steps": 2}), [(0.5 - i / 10, 20.0, 5.0 + i, 0.1) for i in range(5)]
+    sampling.write_csv(tmp_path / "curve.csv", runs, rows)
+    back = list(csv.DictReader((tmp_path / "curve.csv").open()))
+    assert [float(line["strength"]) for line in back] == [0.1, 0.25, 0.5, 0.75, 1.0]
+    assert float(back[1]["LPIPS"]) == pytest.approx(0.4)
+    sampling.draw_curves(tmp_path / "curve.png", "strength", [run["strength"] for run in runs], rows)
+    picture = image.open(tmp_path / "curve.png").convert("RGB")
+    blue = [(x, y) for x in range(320) for y in range(240) if picture.getpixel((x, y)) == (0x1F, 0x5F, 0xA8)]
+    assert min(blue, key=lambda p: p[0])[1] < max(blue, key=lambda p: p[0])[1]  # LPIPS falls: the line goes down
+
+
+def test_figures_of_perfect_results_and_too_few_segments(packed: Path) -> None:
+    data = PackedDataset(packed)
+    pairs = measuring.held_out(data, 2)
+    truth = {lr.sum().item(): hr for lr, hr in pairs}
+    figures = measuring.measure(lambda lr: truth[lr.sum().item()], pairs, Brightness(Path()).distance)
+    assert figures.means()[:2] == (0.0, pytest.approx(100.0))
+    with pytest.raises(InputError, match="4 segments, 5"):
+        measuring.held_out(data, 5)
