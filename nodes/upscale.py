@@ -127,6 +127,16 @@ class UpscaleVideo(io.ComfyNode):
                     tooltip="Size against quality of the written H.264 file: 0 is lossless and huge, 16 looks the "
                     "same to the eye, 23 is half the size, 51 the worst. Save Video copies this file as it is.",
                 ),
+                compat.widget(
+                    io.String,
+                    "cluster",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Empty: computed here. The address of a Ray cluster (host:6379, ray://host:10001), or "
+                    "'local' for all GPUs of this machine: its workers restore several segments at once, with the "
+                    "same result. Needs the Python package ray.",
+                ),
                 *network_inputs(),
             ],
             outputs=[io.Video.Output("video", tooltip="The restored video, with the sound of the input.")],
@@ -178,6 +188,7 @@ def run_restorer(
     denoiser: ComponentHandle | None = None,
     vae: ComponentHandle | None = None,
     encoder: ComponentHandle | None = None,
+    cluster: str = "",
 ) -> Any:
     """`restore(restorer, settings)` as the widgets say; again with smaller tiles if the memory is full."""
     from .choices import cut_choice, sampling_choices
@@ -188,6 +199,12 @@ def run_restorer(
         "scale": scale, "seed": seed, "length": length, "overlap": overlap, "cuts": cut_choice(scene_cuts),
         "fusion": fusion, "colour": colour, "tile": tile, "tile_overlap": tile_overlap,
     }  # fmt: skip
+
+    if cluster.strip():
+        from .cluster import cluster_restorer
+
+        with cluster_restorer(cluster.strip(), *networks) as restorer:
+            return restore(restorer, settings)
 
     def run(tile: int) -> Any:
         changed: dict[str, Any] = {}

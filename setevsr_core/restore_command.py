@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -86,7 +87,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--fps", type=Fraction, default=Fraction(24), help="frame rate of a folder of pictures")
     parser.add_argument("--skip-existing", action="store_true", help="leave out videos whose result is there already")
     parser.add_argument("--no-resume", action="store_true", help="keep no unfinished work on the disk")
-    parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
+    parser.add_argument(
+        "--watch", type=float, nargs="?", const=10.0, metavar="S",
+        help="keep looking for new videos in the inputs, every S seconds (default: 10), until Ctrl-C",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the results as JSON: one object, or a line each")
     parser.set_defaults(run=run)
 
 
@@ -101,28 +106,54 @@ def run(args: argparse.Namespace) -> int:
     """Exit code 0, or 3 if some of several videos failed. Errors: SeTeVSRError if the only one failed; a file that was
     there before stays untouched then.
     """
-    from .batch import plan
-
-    jobs, several = plan(args.inputs, args.output, args.ending)
-    if several:
-        Path(args.output).mkdir(parents=True, exist_ok=True)
+    jobs, several = _jobs(args)
+    done = failed = 0
     rows: list[dict[str, Any]] = []
     with _Networks(args) as networks:
         for source, target in jobs:
             try:
-                rows.append(_restore_one(args, source, target, networks))
+                row = _restore_one(args, source, target, networks)
             except SeTeVSRError as error:
                 if not several and not args.json:
                     raise
-                rows.append({"input": str(source), "output": str(target), "status": "failed", "error": str(error)})
+                row = {"input": str(source), "output": str(target), "status": "failed", "error": str(error)}
+            failed, done = failed + (row["status"] == "failed"), done + (row["status"] != "failed")
+            if args.watch is None:
+                rows.append(row)
             if not args.json:
-                _print_row(rows[-1])
-    failed = sum(row["status"] == "failed" for row in rows)
-    if args.json:
-        print(json.dumps({"files": rows, "done": len(rows) - failed, "failed": failed}, indent=1))
-    elif several:
-        print(f"{len(rows) - failed} of {len(rows)} videos are done" + (f", {failed} failed" if failed else ""))
+                _print_row(row)
+            elif args.watch is not None:
+                print(json.dumps(row), flush=True)
+    if args.json and args.watch is None:
+        print(json.dumps({"files": rows, "done": done, "failed": failed}, indent=1))
+    elif several and not args.json:
+        print(f"{done} of {done + failed} videos are done" + (f", {failed} failed" if failed else ""))
     return 0 if not failed else SOME_FAILED if several else 2
+
+
+def _jobs(args: argparse.Namespace) -> tuple[Iterable[tuple[Path, Path]], bool]:
+    """(input, output) of every video, whether they are several; with --watch for ever."""
+    from .batch import plan
+
+    if args.watch is None:
+        jobs, several = plan(args.inputs, args.output, args.ending)
+        if several:
+            Path(args.output).mkdir(parents=True, exist_ok=True)
+        return jobs, several
+    from .watching import watch
+
+    if args.watch <= 0:
+        raise SettingsError(f"--watch is {args.watch:g}; give the seconds between two looks, above 0")
+    Path(args.output).mkdir(parents=True, exist_ok=True)
+    folder = args.output.rstrip("/\\") + "/"
+
+    def find() -> list[tuple[Path, Path]]:
+        try:
+            return plan(args.inputs, folder, args.ending)[0]
+        except VideoError:  # nothing there yet
+            return []
+
+    return watch(find, args.watch), True
 
 
 def _restore_one(args: argparse.Namespace, source: Path, target: Path, networks: _Networks) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from setevsr_core import cli
+from setevsr_core import cli, watching
 from setevsr_core.batch import plan
 from setevsr_core.errors import VideoError
+from setevsr_core.watching import watch
 
 from .test_cli import fake_restorer
 from .video_helpers import make_clip, stream_facts
@@ -95,3 +96,47 @@ def test_pictures_in_and_out(tmp_path: Path) -> None:
     again = ["restore", str(tmp_path / "pictures"), str(tmp_path / "out.mp4"), "--scale", "1", "--fps", "30000/1001"]
     assert cli.main(again) == 0
     assert stream_facts(tmp_path / "out.mp4")["size"] == (96, 128)
+
+
+def test_watching_gives_every_video_once_when_it_is_complete(tmp_path: Path) -> None:
+    touch(tmp_path, "in/old.mp4", "in/a.mp4", "out/old.mp4")
+    looks = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            (tmp_path / "in/a.mp4").write_bytes(b"still being copied")
+        elif looks == 3:
+            touch(tmp_path, "in/b.mp4")
+        elif looks == 6:
+            raise KeyboardInterrupt
+
+    def find() -> list[tuple[Path, Path]]:
+        return plan([str(tmp_path / "in")], f"{tmp_path}/out/", ".mp4")[0]
+
+    given = [(source.name, looks) for source, _ in watch(find, 1.0, sleep)]
+    assert given == [("a.mp4", 2), ("b.mp4", 4)]
+
+
+def test_a_watched_folder_may_be_empty_and_the_rows_are_lines(
+    fake_restorer: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    looks = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            make_clip(tmp_path / "in/a.mp4", count=3, size=(16, 24))
+            touch(tmp_path, "in/broken.mp4")
+        elif looks == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(watching.watch, "__defaults__", (sleep,))
+    command = ["restore", str(tmp_path / "in"), str(tmp_path / "out"), "--watch", "0.1", "--json", "--scale", "2"]
+    assert cli.main(command) == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(Path(row["input"]).name, row["status"]) for row in rows] == [("a.mp4", "done"), ("broken.mp4", "failed")]
+    assert (tmp_path / "out/a.mp4").is_file() and not (tmp_path / "out/broken.mp4").exists()

@@ -3,7 +3,7 @@
 from ..errors import CheckpointError
 from .denoiser import load_denoiser
 from .native import save_native
-from .presets import Preset, list_presets, load_preset
+from .presets import Preset, list_presets, load_preset, save_preset
 from .registry import FileInfo, identify
 from .semantic import load_semantic_encoder
 from .vae import load_temporal_vae
@@ -19,4 +19,5 @@ __all__ = [
     "load_semantic_encoder",
     "load_temporal_vae",
     "save_native",
+    "save_preset",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..networks.semantic_encoder import SemanticEncoder
 from ..networks.temporal_vae import TemporalVAE
 from .denoiser import load_denoiser
 from .files import listing
+from .native import save_native
 from .semantic import load_semantic_encoder
 from .vae import load_temporal_vae
 
@@ -52,6 +54,17 @@ def preset_folder(preset: str | Path) -> Path:
     names = ", ".join(list_presets()) or "none"
     raise CheckpointError(f"There is no preset '{preset}'; installed presets: {names}. Give one of them or a preset's "
                           "folder.")
+
+
+def save_preset(
+    folder: Path, denoiser: nn.Module, vae: nn.Module, encoder: nn.Module | None, *, defaults: Mapping[str, Any]
+) -> None:
+    """Write networks as a preset, each in the number type it computes in. Their names are those of `load_preset`."""
+    networks = {"denoiser": denoiser, "vae": vae, "semantic_encoder": encoder}
+    for name, network in networks.items():
+        if network is not None:
+            save_native(network, folder / f"{name}.safetensors", dtype=getattr(network, "dtype", None))
+    (folder / "config.json").write_text(json.dumps({"name": folder.name, "defaults": dict(defaults)}), "utf-8")
 
 
 def preset_config(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Where the degradation's blurs, resizes and noise are computed: by OpenCV on the CPU, or by torch on a device.
 
 Both do the same arithmetic in fp32, so that a seed gives the same clip but for rounding (a hundredth of an 8-bit level
-in one step; tests allow five, and half a level on average after compression). Frames between `enter` and `leave` are in the worker's own form, and of any size.
+in one step; tests allow five, and half a level on average after compression). Frames between `enter` and `leave` are
+in the worker's own form, and of any size.
 """
 
 from __future__ import annotations

@@ -128,6 +128,42 @@ def test_cancel_in_the_middle(client: Client, prepared: Callable[[Path], Prompt]
     assert client.run(prompt).status == "success"
 
 
+def test_the_same_prompt_goes_on_where_it_was_interrupted(
+    server: ComfyUIServer, client: Client, prepared: Callable[[Path], Prompt]
+) -> None:
+    prompt = prepared(QUICKSTART)
+    set_input(prompt, "SeTeVSRUpscaleVideo", steps=2, sampler="ddim", seed=77, length=4, overlap=1)
+    unfinished = server.output_folder / "setevsr_unfinished"
+    asked: list[str] = []
+
+    def interrupt_after_a_chunk(kind: str, data: dict[str, Any]) -> None:
+        if kind == "progress" and not asked:
+            asked.extend(path.name for path in unfinished.glob("*/*.chunk"))
+            if asked:
+                client.interrupt()
+
+    assert client.run(prompt, interrupt_after_a_chunk).status == "interrupted"
+    kept = {path.name for path in unfinished.glob("*/*.chunk")}
+    assert kept >= set(asked) and asked
+    before = len(server.log())
+    assert client.run(prompt).status == "success"
+    frames = sum(int(name[10:19]) - int(name[:9]) for name in kept)
+    assert f"continuing an unfinished run: {frames} frames are there already" in server.log()[before:]
+    assert not unfinished.exists()
+
+
+@pytest.mark.parametrize("prefix", ["../../escaped/clip", "/tmp/escaped/clip"])
+def test_a_result_outside_the_output_folder_is_refused_and_written_nowhere(
+    server: ComfyUIServer, client: Client, prepared: Callable[[Path], Prompt], prefix: str
+) -> None:
+    prompt = prepared(QUICKSTART)
+    set_input(prompt, "SeTeVSRUpscaleVideo", steps=1, sampler="ddim")
+    set_input(prompt, "SaveVideo", filename_prefix=prefix)
+    run = client.run(prompt)
+    assert run.status == "error" and "outside" in run.error
+    assert not (server.output_folder / prefix).resolve().parent.exists()
+
+
 def test_out_of_range_is_refused_before_it_runs(client: Client, prepared: Callable[[Path], Prompt]) -> None:
     prompt = prepared(QUICKSTART)
     set_input(prompt, "SeTeVSRUpscaleVideo", scale=100)
