@@ -24,7 +24,7 @@ from .checkpoints.presets import preset_config, preset_folder
 from .errors import ClusterError, SettingsError, require
 from .progress import Progress, SegmentProgress
 from .settings import RestoreSettings, resolve_settings
-from .streaming import Resume, Segments, restored_blocks
+from .streaming import FROM_START, Resume, Segments, restored_blocks
 from .video.segments import Span
 
 log = logging.getLogger(__name__)
@@ -80,20 +80,16 @@ class ClusterRestorer:
         return resolve_settings(chosen, self.defaults)
 
     def fingerprint(self, **chosen: Any) -> str:
-        """As `Restorer.fingerprint` of the workers. Errors: ClusterError if they would not give the same bits."""
+        """As `Restorer.fingerprint` of any worker."""
         self.settings(**chosen)
-        found = set(_get(self._ray, [worker.call.remote("fingerprint", chosen) for worker in self._workers]))
-        if len(found) > 1:
-            raise ClusterError("the workers of the cluster compute differently (some on a GPU, some not, or in another "
-                               "number type): give --device and --dtype, so that all give the same pictures")
-        return found.pop()
+        return _get(self._ray, [self._workers[0].call.remote("fingerprint", chosen)])[0]
 
     def stream(
         self,
         frames: Iterable[Tensor],
         *,
         num_frames: int | None = None,
-        resume: Resume = Resume(),  # noqa: B008 - immutable
+        resume: Resume = FROM_START,
         on_carry: Callable[[Resume], None] | None = None,
         text: Tensor | None = None,
         progress: Progress | None = None,
@@ -148,11 +144,11 @@ class ClusterRestorer:
             return pictures
 
     def _let_go(self, workers: Iterable[Any]) -> None:
-        with contextlib.suppress(Exception):
-            for worker in workers:
+        for worker in workers:
+            with contextlib.suppress(Exception):  # it may be gone already
                 self._ray.kill(worker)
-            if self._own:
-                self._ray.shutdown()
+        if self._own:
+            self._ray.shutdown()
 
 
 def _files_of(folder: Path) -> dict[str, bytes]:
@@ -176,7 +172,10 @@ def _connect(ray: Any, address: str) -> None:
 def _start_workers(
     ray: Any, files: Any, device: str | None, dtype: str | None, count: int | None
 ) -> list[Any]:
-    """Actors with the networks of `files` (a reference) loaded; Ray starts one that died again."""
+    """Actors with the networks of `files` (a reference) loaded; Ray starts one that died again.
+
+    Errors: ClusterError if they cannot start, or would not all give the same bits.
+    """
     resources = ray.cluster_resources()
     gpus = 0 if device == "cpu" else int(resources.get("GPU", 0))
     cpus = int(resources.get("CPU", 1))
@@ -187,7 +186,9 @@ def _start_workers(
         max_task_retries=RETRIES, scheduling_strategy="SPREAD",
     )(_actor_class())  # fmt: skip
     workers = [actor.remote(files, device, dtype, threads) for _ in range(count)]
-    _get(ray, [worker.call.remote("fingerprint", {}) for worker in workers])
+    if len(set(_get(ray, [worker.call.remote("fingerprint", {}) for worker in workers]))) > 1:
+        raise ClusterError("the workers of the cluster compute differently (some on a GPU, some not, or in another "
+                           "number type): give --device and --dtype, so that all give the same pictures")
     log.info("SeTe-VSR: %d workers are ready on the cluster", count)
     return workers
 

@@ -18,7 +18,7 @@ from .precision import automatic_dtype
 from .progress import Progress, SegmentProgress
 from .segment_run import SegmentRun
 from .settings import RestoreSettings, resolve_settings
-from .streaming import Resume, restored_blocks
+from .streaming import FROM_START, Resume, restored_blocks
 from .video.resize import target_size
 
 
@@ -118,7 +118,7 @@ class Restorer:
         frames: Iterable[Tensor],
         *,
         num_frames: int | None = None,
-        resume: Resume = Resume(),  # noqa: B008 - immutable
+        resume: Resume = FROM_START,
         on_carry: Callable[[Resume], None] | None = None,
         text: Tensor | None = None,
         progress: Progress | None = None,
@@ -158,7 +158,7 @@ class Restorer:
         text: Tensor | None,
         progress: Progress | None,
         check_cancel: Callable[[], None] | None,
-        resume: Resume = Resume(),  # noqa: B008 - immutable
+        resume: Resume = FROM_START,
         on_carry: Callable[[Resume], None] | None = None,
     ) -> Iterator[Tensor]:
         bar = SegmentProgress(progress, total, settings.steps, self.encoder is not None)

@@ -34,6 +34,9 @@ class Resume:
     carried: Tensor | None = None
 
 
+FROM_START = Resume()
+
+
 def restored_blocks(
     frames: Iterable[Tensor],
     settings: RestoreSettings,
