@@ -1,6 +1,10 @@
 """Memory of a long restoration: resident set size at frame 100 and at the last frame of a generated clip.
 
-python -m benchmarks.memory --frames 3000
+    python -m benchmarks.memory --frames 3000            # a video file to a video file
+    python -m benchmarks.memory --frames 3000 --images   # a batch of frames to a batch of frames, which lie in memory
+
+With `--images` the result is taken off: what is left must not grow with the number of frames either. Decoder only,
+which is the fast setting; the denoiser's memory does not depend on the length of a video at all.
 """
 
 from __future__ import annotations
@@ -50,14 +54,37 @@ def measure(frames: int, size: tuple[int, int], scale: float) -> dict[int, float
     return seen
 
 
+def measure_images(frames: int, size: tuple[int, int], scale: float) -> dict[int, float]:
+    """Frame number -> resident megabytes beyond the frames that are restored so far, at frame 100 and the last one."""
+    from setevsr_core import Restorer
+    from setevsr_core.video.resize import target_size
+
+    picture = torch.rand(*size, 3, generator=torch.Generator().manual_seed(0))
+    batch = torch.stack([picture.roll(index, 1) for index in range(frames)])
+    frame = 3 * 4 * target_size(*size, scale)[0] * target_size(*size, scale)[1] / MEGABYTE
+    process, seen = psutil.Process(), {}
+
+    def report(done: float, message: str, preview: object) -> None:
+        finished = int(done * frames)
+        if finished >= (100 if not seen else frames):
+            seen.setdefault(min(finished, frames), process.memory_info().rss / MEGABYTE - finished * frame)
+
+    Restorer.from_preset("nano").restore(batch, scale=scale, steps=0, progress=report)
+    first, last = min(seen), max(seen)
+    for number in (first, last):
+        print(f"frame {number}: {seen[number]:.0f} MB beside {number * frame:.0f} MB of result", flush=True)
+    return {100: seen[first], frames: seen[last]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=3000)
     parser.add_argument("--height", type=int, default=32)
     parser.add_argument("--width", type=int, default=48)
     parser.add_argument("--scale", type=float, default=2)
+    parser.add_argument("--images", action="store_true", help="a batch of frames in memory instead of files")
     args = parser.parse_args()
-    seen = measure(args.frames, (args.height, args.width), args.scale)
+    seen = (measure_images if args.images else measure)(args.frames, (args.height, args.width), args.scale)
     print(f"growth from frame 100 to frame {args.frames}: {seen[args.frames] - seen[100]:+.0f} MB")
 
 

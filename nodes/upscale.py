@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 MEMORY_REMEDY = "lower 'tile', then 'length', then 'scale'."
 SMALLEST_TILE = 16
 UNFINISHED = "setevsr_unfinished"
+KEPT_DAYS = 30
+"""Unfinished work that nobody has queued again for so long is dropped; it holds lossless video."""
 
 
 def shared_widgets() -> list[Any]:
@@ -241,8 +243,12 @@ def unfinished_folder() -> Iterator[Path]:
     """
     import folder_paths
 
+    from ..setevsr_core.video.journal import drop_abandoned
+
     folder = Path(folder_paths.get_output_directory()) / UNFINISHED
     folder.mkdir(parents=True, exist_ok=True)
+    for old in drop_abandoned(folder, KEPT_DAYS):
+        log.warning("SeTe-VSR: unfinished work '%s' was not continued for %d days and is dropped", old, KEPT_DAYS)
     try:
         yield folder
     finally:

@@ -16,12 +16,10 @@ from setevsr_core import Restorer
 from setevsr_core.checkpoints.native import save_native
 from setevsr_core.cluster import ClusterRestorer
 from setevsr_core.errors import ClusterError, SettingsError
-from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
-from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 from setevsr_core.video.reading import VideoReader
 from setevsr_core.video_job import Output, footage_of, restore_video
 
-from .test_restorer import randomise
+from .tiny_networks import tiny_denoiser, tiny_vae
 from .video_helpers import make_clip
 
 pytest.importorskip("ray", reason="the optional package ray is not installed")
@@ -34,14 +32,7 @@ SETTINGS: dict[str, Any] = {"scale": 2, "length": 5, "overlap": 2, "cuts": (9,)}
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("preset")
-    config = DenoiserConfig(
-        channels=(32, 32, 64, 64), layers=1, head_dim=16, context_dim=8, map_channels=64,
-        lr_channels=(32, 32, 64, 64), lr_layers=1, lr_heads=2,
-    )  # fmt: skip
-    denoiser = Denoiser(config, empty_text=torch.zeros(1, 3, 8))
-    vae = TemporalVAE(VAEConfig(channels=(32, 32), layers=1, patch=4, mid_attention=False, fusion_levels=(0, 1)))
-    for seed, (network, name) in enumerate(((denoiser, "denoiser"), (vae, "vae")), 1):
-        randomise(network, seed)
+    for network, name in ((tiny_denoiser(), "denoiser"), (tiny_vae(), "vae")):
         save_native(network, folder / f"{name}.safetensors")
     values = {"name": "tiny", "defaults": {"steps": 2, "sampler": "ddim"}}
     (folder / "config.json").write_text(json.dumps(values))

@@ -295,6 +295,32 @@ def test_upscale_video_keeps_count_rate_size_and_sound(
             assert stream.frame_rate == rate
 
 
+@pytest.mark.slow
+@torch.inference_mode()
+def test_upscale_video_on_a_cluster_gives_the_same_bits(
+    nodes: dict[str, Any], handles: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfy_api.latest import InputImpl, Types
+
+    pytest.importorskip("ray", reason="the optional package ray is not installed")
+    source = InputImpl.VideoFromComponents(Types.VideoComponents(images=clip(5), frame_rate=Fraction(24)))
+    settings = {**SAMPLING, "length": 3, "overlap": 1, "scene_cuts": "off", "crf": 0.0, **handles}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker of a cluster without GPUs
+    try:
+        here, there = (
+            nodes["SeTeVSRUpscaleVideo"].execute(source, "none needed", 2.0, cluster=where, **settings).result[0]
+            for where in ("", " local ")
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert Path(there.get_stream_source()).read_bytes() == Path(here.get_stream_source()).read_bytes()
+
+    monkeypatch.setattr(handles["denoiser"].patcher, "patches", {"some.weight": []})
+    with pytest.raises(Exception, match="cannot be sent to a cluster; store it with 'setevsr convert --lora'"):
+        nodes["SeTeVSRUpscaleVideo"].execute(source, "none needed", 2.0, cluster="local", **settings)
+
+
 def test_sample_and_degraded_video(nodes: dict[str, Any]) -> None:
     (reference,) = nodes["SeTeVSRSampleVideo"].execute("reference").result
     (bad,) = nodes["SeTeVSRSampleVideo"].execute("low quality").result

@@ -18,19 +18,17 @@ import torch
 
 from setevsr_core import Restorer, VideoError
 from setevsr_core.errors import SeTeVSRError
-from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
-from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 from setevsr_core.segment_run import SegmentRun
 from setevsr_core.streaming import Resume
 from setevsr_core.video.chunks import pack_frames, unpack_frames
-from setevsr_core.video.journal import Journal
+from setevsr_core.video.journal import Journal, drop_abandoned
 from setevsr_core.video.reading import VideoReader
 from setevsr_core.video.segments import Span, plan_spans
 from setevsr_core.video.writing import VideoWriter
 from setevsr_core.video.yuv import ColourTags, rgb_to_frame
 from setevsr_core.video_job import Output, Result, footage_of, restore_video
 
-from .test_restorer import TinyEncoder, randomise
+from .tiny_networks import TinyEncoder, tiny_denoiser, tiny_vae
 from .video_helpers import make_clip
 
 pytest.importorskip("av")
@@ -41,15 +39,7 @@ SETTINGS: dict[str, Any] = {"scale": 2, "steps": 1, "sampler": "ddim", "length":
 @pytest.fixture(scope="module")
 def restorer() -> Restorer:
     torch.set_num_threads(1)
-    config = DenoiserConfig(
-        channels=(32, 32, 64, 64), layers=1, head_dim=16, context_dim=8, map_channels=64,
-        lr_channels=(32, 32, 64, 64), lr_layers=1, lr_heads=2,
-    )  # fmt: skip
-    denoiser = Denoiser(config, empty_text=torch.zeros(1, 3, 8))
-    vae = TemporalVAE(VAEConfig(channels=(32, 32), layers=1, patch=4, mid_attention=False, fusion_levels=(0, 1)))
-    randomise(denoiser, 1)
-    randomise(vae, 2)
-    return Restorer(denoiser, vae, TinyEncoder())
+    return Restorer(tiny_denoiser(), tiny_vae(), TinyEncoder())
 
 
 def run(
@@ -324,6 +314,19 @@ def test_a_second_run_at_once_is_refused(restorer: Restorer, tmp_path: Path) -> 
     with pytest.raises(Stop):
         run(restorer, source, target, on_frames=second)
     assert run(restorer, source, target).num_frames == 9  # the lock went with the run
+
+
+def test_only_unfinished_work_that_nobody_continues_is_dropped(tmp_path: Path) -> None:
+    for name in ("old", "used", "new"):
+        with Journal(tmp_path / name, {"name": name}) as journal:
+            journal.add(b"frames", 1)
+    (tmp_path / "no journal").mkdir()
+    long_ago = time.time() - 31 * 86400
+    with Journal(tmp_path / "used", {"name": "used"}):
+        for name in ("old", "used", "no journal"):
+            os.utime(tmp_path / name, (long_ago, long_ago))
+        assert drop_abandoned(tmp_path, 30) == [tmp_path / "old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "no journal", "used"]
 
 
 def test_a_failed_start_leaves_no_folder(restorer: Restorer, tmp_path: Path) -> None:

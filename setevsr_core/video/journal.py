@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -142,6 +143,28 @@ class Journal:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def drop_abandoned(parent: Path, days: float) -> list[Path]:
+    """Removes the journals in `parent` that no run has written for so many days, and returns their folders.
+
+    What is in use, or is no journal, stays.
+    """
+    dropped = []
+    for folder in sorted(path.parent for path in parent.glob("*/job.json")):
+        if time.time() - folder.stat().st_mtime < days * 86400:
+            continue
+        try:
+            lock = _lock(folder)
+        except (VideoError, OSError):
+            continue
+        if os.name == "nt":  # Windows removes no open file
+            os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+        if os.name != "nt":
+            os.close(lock)
+        dropped.append(folder)
+    return dropped
 
 
 def _digest(data: bytes) -> str:
