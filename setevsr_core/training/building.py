@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
@@ -32,7 +31,8 @@ def build_stage(options: argparse.Namespace, device: torch.device) -> Stage:
     Errors: SettingsError where a file that the stage needs was not given, CheckpointError where one is wrong.
     """
     torch.manual_seed(options.seed)
-    return _build(options, device)
+    with device:  # whatever is made new is made there
+        return _build(options, device)
 
 
 def build_to_count(options: argparse.Namespace, device: torch.device) -> Stage:
@@ -52,10 +52,9 @@ def build_weightless(options: argparse.Namespace, device: torch.device) -> Stage
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     options = argparse.Namespace(**{**vars(options), **dict.fromkeys(LOADERS), "text": None})
-    encoder = _semantic(options, device)  # made of numbers: Hiera computes with them while it is constructed
-    # Fake tensors cannot change places inside a module: all are made on the device, and `to` has nothing to do.
-    stay = mock.patch.object(nn.Module, "to", lambda module, *_, **__: module)
-    with mode, device, stay:
+    with device:
+        encoder = _semantic(options, device)  # made of numbers: Hiera computes with them while it is constructed
+    with mode, device:  # fake tensors cannot change places inside a module: all are made on the device
         options.semantic = encoder._apply(mode.from_tensor)
         options.vae = _vae(options, device)
         if options.stage in ("decoder", "turbo"):
@@ -65,10 +64,10 @@ def build_weightless(options: argparse.Namespace, device: torch.device) -> Stage
 
 def _build(options: argparse.Namespace, device: torch.device) -> Stage:
     if options.stage == "vae":
-        return VAEStage(_vae(options, device), _pixel_loss(options, device), _adversary(options, device),
+        return VAEStage(_vae(options, device), _pixel_loss(options), _adversary(options, device),
                         lr_share=options.lr_share)
     if options.stage == "semantic":
-        return SemanticStage(_semantic(options, device), VGGTeacher(options.vgg).to(device))
+        return SemanticStage(_semantic(options, device), VGGTeacher(options.vgg))
     path = _needed(options, "vae")
     adds = options.stage == "decoder" and isinstance(path, Path)
     vae = _with_temporal_decoder(path, device) if adds else load("vae", path, device)
@@ -94,7 +93,7 @@ def load(kind: str, path: Path | nn.Module, device: torch.device) -> Any:
 def _vae(options: argparse.Namespace, device: torch.device) -> TemporalVAE:
     if options.vae:
         return load("vae", options.vae, device)
-    vae = TemporalVAE(getattr(VAEConfig, options.size)()).to(device)
+    vae = TemporalVAE(getattr(VAEConfig, options.size)())
     start_vae(vae)
     return vae
 
@@ -103,7 +102,7 @@ def _semantic(options: argparse.Namespace, device: torch.device) -> SemanticEnco
     if options.semantic:
         return load("semantic", options.semantic, device)
     config = SemanticEncoderConfig.nano() if options.size == "nano" else SemanticEncoderConfig.sam2("tiny")
-    return SemanticEncoder(config).to(device)
+    return SemanticEncoder(config)
 
 
 def _denoiser(options: argparse.Namespace, device: torch.device) -> Denoiser:
@@ -117,7 +116,7 @@ def _denoiser(options: argparse.Namespace, device: torch.device) -> Denoiser:
         return _with_text(denoiser, options)
     config = getattr(DenoiserConfig, options.size)(**changes)
     # A network of its own has no text model: four constant tokens stand for the empty prompt.
-    denoiser = Denoiser(config, empty_text=torch.randn(1, 4, config.context_dim)).to(device)
+    denoiser = Denoiser(config, empty_text=torch.randn(1, 4, config.context_dim))
     zero_new_modules(denoiser)
     return denoiser
 
@@ -169,7 +168,7 @@ def _rollout_stage(options: argparse.Namespace, vae: TemporalVAE, encoder: Seman
                    device: torch.device) -> Stage:
     path = _needed(options, "denoiser")
     denoiser = _with_text(load("denoiser", path, device), options)
-    losses = (_pixel_loss(options, device), _adversary(options, device))
+    losses = (_pixel_loss(options), _adversary(options, device))
     common: dict[str, Any] = {"strength": options.strength, "steps": tuple(options.rollout_steps),
                               "lr_share": options.lr_share, "everything": options.everything}
     if options.stage == "decoder":
@@ -180,8 +179,8 @@ def _rollout_stage(options: argparse.Namespace, vae: TemporalVAE, encoder: Seman
                       **common)
 
 
-def _pixel_loss(options: argparse.Namespace, device: torch.device) -> PixelLoss:
-    perceptual = PerceptualLoss(options.vgg).to(device) if options.lpips_weight else None
+def _pixel_loss(options: argparse.Namespace) -> PixelLoss:
+    perceptual = PerceptualLoss(options.vgg) if options.lpips_weight else None
     return PixelLoss(perceptual, options.lpips_weight, options.lpips_images, options.lpips_patch,
                      options.l1_weight)
 

@@ -126,7 +126,7 @@ class SemanticStage(Stage):
 
     def __init__(self, encoder: SemanticEncoder, teacher: VGGTeacher):
         self.encoder, self.teacher = encoder, teacher
-        self.head = nn.Conv2d(256, 512, 1).to(next(encoder.parameters()).device)
+        self.head = nn.Conv2d(256, 512, 1, device=next(encoder.parameters()).device)
         self.networks: dict[str, nn.Module] = {"semantic_encoder": encoder, "head": self.head}
 
     def parameters(self) -> list[nn.Parameter]:

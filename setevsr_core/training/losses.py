@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.nn import functional as F
 
 from ..errors import CheckpointError, require
@@ -25,7 +26,8 @@ class PerceptualLoss(nn.Module):
         super().__init__()
         self.metric = vgg_metric(weights, "the perceptual loss")
         # Channels last is the faster layout of its many plain convolutions, on CPUs and GPUs alike.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if detect_fake_mode() is None:  # fake tensors cannot change places inside a module
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.requires_grad_(False)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -35,8 +37,6 @@ class PerceptualLoss(nn.Module):
 
 def vgg_metric(weights: Path | None, purpose: str) -> Any:
     """The package's LPIPS module on VGG16, its convolutions from `weights` or from torchvision."""
-    from torch._guards import detect_fake_mode
-
     lpips = require("lpips", purpose=purpose)
     counting = detect_fake_mode() is not None
     with warnings.catch_warnings():  # the package uses an argument that torchvision has renamed

@@ -63,7 +63,8 @@ class Adversary:
 
     def __init__(self, weight: float, start: int, learning_rate: float, device: torch.device | str):
         self.weight, self.start, self.active = weight, start, False
-        self.network = PatchDiscriminator().to(device)
+        with torch.device(device):
+            self.network = PatchDiscriminator()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate, betas=(0.5, 0.9))
 
     def loss(self, prediction: Tensor) -> Tensor:
