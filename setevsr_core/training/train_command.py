@@ -27,6 +27,7 @@ NUMBERS = (
     ("learning-rate", float, "of Adam"),
     ("warmup", int, "steps over which the learning rate rises"),
     ("decay-from", float, "share of the steps after which the learning rate falls to zero"),
+    ("sharpen", float, "unsharp mask (sigma 1 pixel) on the clean frames, so that results come out less soft"),
     ("ema-decay", float, "decay of the averaged weights, which are what is saved"),
     ("seed", int, "decides weights, crops and noise"),
     ("save-every", int, "steps between checkpoints"),
