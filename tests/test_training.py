@@ -117,6 +117,15 @@ def test_stage1_gives_a_plain_network_what_it_lacks_and_trains_that_alone(
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_stage2_of_a_lighter_network_keeps_it_light(packed: Path, networks: Path, tmp_path: Path) -> None:
+    light = checkpoints.load_denoiser(networks / "denoiser.safetensors", light=True)
+    checkpoints.save_native(light, tmp_path / "light.safetensors")
+    files = ("--denoiser", str(tmp_path / "light.safetensors"),
+             "--semantic", str(networks / "semantic_encoder.safetensors"))
+    assert main(arguments("stage2", packed, networks, tmp_path / "run", *files)) == 0
+    assert checkpoints.load_denoiser(tmp_path / "run" / "denoiser.safetensors").config == light.config
+
+
 def test_the_decoder_stage_gives_a_plain_vae_its_temporal_and_fusion_layers(
     packed: Path, networks: Path, tmp_path: Path
 ) -> None:

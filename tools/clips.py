@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,11 +17,13 @@ class Clip:
         frames: (N, H, W, 3) uint8 RGB.
         rate: frames a second, exact.
         audio_s: length of the audio in seconds, 0 where there is none.
+        metadata: what the file says about itself.
     """
 
     frames: np.ndarray
     rate: Fraction
     audio_s: float = 0.0
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def read_clip(path: Path) -> Clip:
@@ -31,13 +33,13 @@ def read_clip(path: Path) -> Clip:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-        rate = Fraction(stream.average_rate or 25)
+        rate, metadata = Fraction(stream.average_rate or 25), dict(container.metadata)
     audio_s = 0.0
     with av.open(str(path)) as container:
         if container.streams.audio:
             for block in container.decode(container.streams.audio[0]):
                 audio_s += block.samples / block.sample_rate
-    return Clip(np.stack(frames), rate, audio_s)
+    return Clip(np.stack(frames), rate, audio_s, metadata)
 
 
 def write_clip(

@@ -106,25 +106,28 @@ def _semantic(options: argparse.Namespace, device: torch.device) -> SemanticEnco
 
 
 def _denoiser(options: argparse.Namespace, device: torch.device) -> Denoiser:
-    # Stage 1 knows no temporal modules; stage 2 adds those that are missing, as identities.
-    sites = "none" if options.stage == "stage1" else "all"
-    changes = {"temporal_sites": sites, "temporal_spatial_sites": sites}
     if options.denoiser:
-        if options.stage == "stage1":
-            changes |= _lacking(options.denoiser)
-        denoiser = checkpoints.load_denoiser(options.denoiser, dtype=torch.float32, device=device, changes=changes)
+        found = checkpoints.load_denoiser(options.denoiser, device="meta").config
+        denoiser = checkpoints.load_denoiser(options.denoiser, dtype=torch.float32, device=device,
+                                             changes=_changes(options.stage, found))
         return _with_text(denoiser, options)
-    config = getattr(DenoiserConfig, options.size)(**changes)
+    config = getattr(DenoiserConfig, options.size)()
+    config = DenoiserConfig.from_dict({**config.to_dict(), **_changes(options.stage, config)})
     # A network of its own has no text model: four constant tokens stand for the empty prompt.
     denoiser = Denoiser(config, empty_text=torch.randn(1, 4, config.context_dim))
     zero_new_modules(denoiser)
     return denoiser
 
 
-def _lacking(path: Path) -> dict[str, Any]:
-    """What a denoiser needs besides its weights to become ours: SD 2.1 brings neither SeAM nor SPADE."""
-    found = checkpoints.load_denoiser(path, device="meta").config
-    changes: dict[str, Any] = {} if found.spade else {"spade": True}
+def _changes(stage: str, found: DenoiserConfig) -> dict[str, Any]:
+    """What a stage takes away from a denoiser, and what it adds (as identities) where a file lacks it.
+
+    Stage 1 knows no temporal modules, and SD 2.1 brings neither SeAM nor SPADE. Stage 2 trains what temporal modules
+    there are (the lighter setting has fewer), and all of them where there are none.
+    """
+    if stage != "stage1":
+        return {name: "all" for name in ("temporal_sites", "temporal_spatial_sites") if getattr(found, name) == "none"}
+    changes: dict[str, Any] = {"temporal_sites": "none", "temporal_spatial_sites": "none", "spade": True}
     return changes if found.semantic_levels else changes | {"semantic_levels": tuple(range(len(found.channels)))}
 
 
