@@ -48,5 +48,6 @@ class TemporalTransformer(nn.Module):
         time = frames_to_pixels(tokens, num_frames)
         time = time + self.attn(add_time_positions(self.norm1(time)))
         time = time + self.ff(self.norm2(time))
-        update = pixels_to_frames(self.proj_out(time), tokens.shape[1])
+        # Back in frame order the tokens are contiguous again; otherwise `Linear` copies its weights for every pixel.
+        update = self.proj_out(pixels_to_frames(time, tokens.shape[1]))
         return x + update.transpose(1, 2).unflatten(2, x.shape[2:])

@@ -1,0 +1,102 @@
+"""What other ways to run the same networks would gain: channels-last weights, and blocks compiled by torch.compile.
+
+    python -m benchmarks.kernels [--latent 32] [--frames 5] [--dtype bfloat16] [--without-compile]
+
+Full size, random weights: one denoising step (LR encoder and U-Net), one frame of `8 * latent` pixels encoded and
+decoded by the VAE. Each way is timed after a warm-up, in processor seconds divided by threads; the first row is how
+the pack runs them. Compiling is regional: every residual block and transformer by itself, so equal blocks are
+compiled once; the seconds until the first result are printed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
+from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
+
+from .denoiser_step import filled, inputs, our_step, seconds_of
+
+BLOCKS = ("ResidualBlock", "TransformerBlock", "TemporalTransformer", "TemporalSpatialAwareness", "ResnetBlock", "DenseBlock")
+
+
+def as_it_is(network: nn.Module) -> None:
+    """How the pack runs it."""
+
+
+def channels_last(network: nn.Module) -> None:
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def compiled(network: nn.Module) -> None:
+    blocks = [module for module in network.modules() if type(module).__name__ in BLOCKS]
+    assert blocks, "the networks' blocks have other names now"
+    for block in blocks:
+        block.compile()
+
+
+def works(latent: int, frames: int, dtype: torch.dtype) -> dict[str, Callable[[Callable[[nn.Module], None]], Any]]:
+    """Name of a piece of work -> function of a way: the step to time."""
+
+    def denoise(way: Callable[[nn.Module], None]) -> Any:
+        network = filled(Denoiser(DenoiserConfig.sd21(), device="meta", dtype=dtype), "cpu")
+        way(network)
+        return our_step(network, inputs(frames, latent, "cpu", dtype))
+
+    def vae(way: Callable[[nn.Module], None]) -> tuple[Any, torch.Tensor]:
+        network = filled(TemporalVAE(VAEConfig.sd21(), device="meta", dtype=dtype), "cpu")
+        way(network)
+        return network, torch.rand(1, 3, 8 * latent, 8 * latent).to(dtype) * 2 - 1
+
+    def encode(way: Callable[[nn.Module], None]) -> Any:
+        network, pixels = vae(way)
+        return lambda: network.encode(pixels)
+
+    def decode(way: Callable[[nn.Module], None]) -> Any:
+        network, pixels = vae(way)
+        latents, _, features = network.encode(pixels)
+        return lambda: network.decode(latents, features, num_frames=1)
+
+    return {f"denoising step, {frames} frames": denoise, "VAE encodes a frame": encode, "VAE decodes a frame": decode}
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--latent", type=int, default=32)
+    parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--without-compile", action="store_true")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    ways = {"as it is": as_it_is, "channels last": channels_last, "compiled blocks": compiled}
+    if args.without_compile:
+        del ways["compiled blocks"]
+    print(f"{args.latent}x{args.latent} latents, {args.dtype}, torch {torch.__version__}, "
+          f"{torch.get_num_threads()} threads\n")
+    print("| work | way | s | times less | s to the first result |\n|---|---|---|---|---|")
+    for name, prepare in works(args.latent, args.frames, getattr(torch, args.dtype)).items():
+        first = 0.0
+        for title, way in ways.items():
+            step = prepare(way)
+            started = time.perf_counter()
+            step()
+            start = time.perf_counter() - started
+            seconds, _ = seconds_of(step)
+            first = first or seconds
+            print(f"| {name} | {title} | {seconds:.2f} | {first / seconds:.2f} | {start:.1f} |", flush=True)
+            del step
+            gc.collect()
+
+
+if __name__ == "__main__":
+    main()
