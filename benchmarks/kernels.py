@@ -24,7 +24,8 @@ from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 
 from .denoiser_step import filled, inputs, our_step, seconds_of
 
-BLOCKS = ("ResidualBlock", "TransformerBlock", "TemporalTransformer", "TemporalSpatialAwareness", "ResnetBlock", "DenseBlock")
+BLOCKS = ("ResidualBlock", "TransformerBlock", "TemporalTransformer", "TemporalSpatialAwareness",  # of the denoiser
+          "ResnetBlock", "DenseBlock")  # of the VAE
 
 
 def as_it_is(network: nn.Module) -> None:

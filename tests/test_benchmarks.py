@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmarks import ablation, measuring, regressor, sampling
+from benchmarks import ablation, measuring, regressor, sampling, tiles
 from setevsr_core.checkpoints.presets import preset_folder
 from setevsr_core.errors import InputError, SettingsError
 from setevsr_core.evaluation.methods import parse_method
@@ -154,3 +154,10 @@ def test_figures_of_perfect_results_and_too_few_segments(packed: Path) -> None:
     assert figures.means()[:2] == (0.0, pytest.approx(100.0))
     with pytest.raises(InputError, match="4 segments, 5"):
         measuring.held_out(data, 5)
+
+
+# ---- tiles ----------------------------------------------------------------------------------------------------------
+def test_tiles_of_both_schemes() -> None:
+    """The baseline's counts are those of the fact sheet, section 5.7."""
+    assert [tiles.baseline_tiles(*size) for size in tiles.SIZES] == [1, 12, 12, 54, 72]
+    assert tiles.our_tiles(1280, 720, 64, 16) <= 0.67 * tiles.baseline_tiles(1280, 720)
