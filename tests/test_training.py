@@ -294,3 +294,28 @@ def test_sequence_losses_see_flicker_and_nothing_in_the_truth() -> None:
     assert temporal_difference(flicker, truth, 3) == pytest.approx(0.3, abs=1e-5)
     assert flow_consistency(truth, truth, 3) < 1e-3
     assert flow_consistency(flicker, truth, 3) > 0.2
+
+
+# ---- a preset of finished networks ----------------------------------------------------------------------------------
+def test_a_preset_is_gathered_and_two_trainings_of_its_vae_are_mixed(networks: Path, tmp_path: Path) -> None:
+    vae = checkpoints.load_temporal_vae(networks / "vae.safetensors")
+    later = checkpoints.load_temporal_vae(networks / "vae.safetensors")
+    with torch.no_grad():
+        for value in later.parameters():
+            value.add_(1)
+    (tmp_path / "later").mkdir()
+    checkpoints.save_native(later, tmp_path / "later" / "vae.safetensors")
+    (tmp_path / "later" / "record.json").write_text('{"stage": "decoder"}')
+    (tmp_path / "later" / "log.csv").write_text("step\n1\n")
+    gather = ["train", "preset", "--out", str(tmp_path / "preset"), "--vae", str(networks / "vae.safetensors"),
+              "--denoiser", str(networks / "denoiser.safetensors"), "--data", str(tmp_path / "later")]
+    mixed = str(tmp_path / "later" / "vae.safetensors")
+    assert main([*gather, "--mix-vae", mixed, "0.25"]) == 0
+    found = checkpoints.load_temporal_vae(tmp_path / "preset" / "vae.safetensors", dtype=torch.float32).state_dict()
+    for key, value in vae.state_dict().items():
+        torch.testing.assert_close(found[key], value.float() + 0.25, atol=2e-3, rtol=2e-3)
+    record = json.loads((tmp_path / "preset" / "training.json").read_text())
+    assert record == {"mixed": {"vae": "later/vae.safetensors", "share": 0.25}, "later": {"stage": "decoder"}}
+    assert (tmp_path / "preset" / "curve_later.csv").is_file()
+    for file, share in ((mixed, "2"), (mixed, "much"), (str(networks / "denoiser.safetensors"), "0.5")):
+        assert main([*gather, "--mix-vae", file, share]) != 0

@@ -8,21 +8,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..checkpoints import save_native
+from ..errors import SettingsError
 from .building import load
 
 FILE_NAMES = {"vae": "vae", "denoiser": "denoiser", "semantic": "semantic_encoder"}
 
 
-def gather_preset(out: Path, networks: Mapping[str, Path | None], runs: Sequence[Path]) -> None:
-    """Write the given networks in fp16 to `out`, with the records of the folders they lie in and of further `runs`."""
+def gather_preset(
+    out: Path, networks: Mapping[str, Path | None], runs: Sequence[Path], mixed: tuple[Path, float] | None = None
+) -> None:
+    """Write the given networks in fp16 to `out`, with the records of the folders they lie in and of further `runs`.
+
+    mixed: a second VAE and its share, for network interpolation (ESRGAN, section 3.4): between weights from before and
+    after a stage that adds texture lies a network with less of its artefacts.
+    Errors: SettingsError for a share outside 0..1 or a VAE of other sizes.
+    """
     given = {kind: path for kind, path in networks.items() if path is not None}
-    for kind, path in given.items():
-        save_native(load(kind, path, torch.device("cpu")), out / f"{FILE_NAMES[kind]}.safetensors", dtype=torch.float16)
     record: dict[str, Any] = {}
+    for kind, path in given.items():
+        network = load(kind, path, torch.device("cpu"))
+        if kind == "vae" and mixed is not None:
+            interpolate(network, load(kind, mixed[0], torch.device("cpu")), mixed[1])
+            record["mixed"] = {"vae": f"{mixed[0].parent.name}/{mixed[0].name}", "share": mixed[1]}
+        save_native(network, out / f"{FILE_NAMES[kind]}.safetensors", dtype=torch.float16)
     for run in sorted({*runs, *(path.parent for path in given.values())}):
         if (run / "record.json").is_file():
             record[run.name] = json.loads((run / "record.json").read_text())
             (out / f"curve_{run.name}.csv").write_text((run / "log.csv").read_text())
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+@torch.no_grad()
+def interpolate(network: nn.Module, other: nn.Module, share: float) -> None:
+    """network := (1 - share) * network + share * other, weight by weight."""
+    weights, others = network.state_dict(), other.state_dict()
+    if not 0 <= share <= 1:
+        raise SettingsError(f"the share of the second VAE is {share:g}; it must lie between 0 and 1")
+    if {key: value.shape for key, value in weights.items()} != {key: value.shape for key, value in others.items()}:
+        raise SettingsError("the two VAEs have other sizes; only trainings of one network can be mixed")
+    for key, value in weights.items():
+        value.lerp_(others[key], share)

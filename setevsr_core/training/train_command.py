@@ -50,7 +50,8 @@ FLAGS = (
     ("with-decoder", "turbo: the decoder learns along"),
     ("everything", "decoder, turbo: all decoder weights learn, not only its temporal and fusion layers"),
 )
-NOT_OPTIONS = ("command", "stage", "data", "segments", "workers", "out", "size", "config", "estimate", "verbose", "run")
+NOT_OPTIONS = ("command", "stage", "data", "segments", "workers", "out", "size", "config", "estimate", "mix_vae",
+               "verbose", "run")
 NETWORK_FILES = (
     ("vae", "VAE (start of 'vae' and 'decoder', frozen in the others)"),
     ("denoiser", "denoiser (start of 'stage1', 'stage2' and 'turbo', frozen in 'decoder')"),
@@ -83,6 +84,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--trains", choices=["all", "new"], help="stage1: all weights, or SeAM, SPADE and LR encoder")
     parser.add_argument("--rollout-steps", type=int, nargs="+", metavar="N",
                         help="decoder, turbo: the sampler's steps, one of these drawn per batch")
+    parser.add_argument("--mix-vae", nargs=2, metavar=("FILE", "SHARE"), default=None,
+                        help="preset: mix so much of a second training of the VAE into it (network interpolation)")
     for name, text in NETWORK_FILES:
         parser.add_argument(f"--{name}", type=Path, help=text)
     for name, kind, text in NUMBERS:
@@ -91,13 +94,20 @@ def add_parser(subparsers: Any) -> None:
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
 
 
+def mix_of(path: str, share: str) -> tuple[Path, float]:
+    try:
+        return Path(path), float(share)
+    except ValueError:
+        raise SettingsError(f"--mix-vae takes a file and a share between 0 and 1, not '{share}'") from None
+
+
 def run(args: argparse.Namespace) -> int:
     logging.getLogger("setevsr_core").setLevel(logging.INFO)  # curves are what this command is watched for
     if args.stage == "preset":
         from .gathering import gather_preset
 
         gather_preset(args.out, {name: getattr(args, name, None) for name in ("vae", "denoiser", "semantic")},
-                      args.data or [])
+                      args.data or [], args.mix_vae and mix_of(*args.mix_vae))
         return 0
     if not args.data and not args.estimate:
         raise SettingsError("training needs --data: a folder with videos, or a packed folder")
