@@ -72,7 +72,8 @@ def strength() -> Any:
     return widget(
         io.Float, "strength", default=0.0, min=0.0, max=1.0, step=0.01,
         tooltip="Fidelity against detail: 1 starts from full noise (most new detail), small values start nearer to the "
-        "input (fewer steps, closer to it). 0 uses the preset's own value.",
+        "input (fewer steps, closer to it). 0 uses the preset's own value. Nano at 4 steps on unseen clips: 0.25, 0.5, "
+        "0.75, 1 gave LPIPS 0.390, 0.381, 0.379, 0.395 (less is better) and PSNR 23.4, 23.1, 23.0, 20.9 dB.",
     )
 
 
