@@ -49,9 +49,9 @@ def scale() -> Any:
 def steps() -> Any:
     return widget(
         io.Int, "steps", default=0, min=0, max=1000,
-        tooltip="Diffusion steps; 0 uses the preset's own number. Time grows in proportion. Nano at strength 1 on unseen "
-        "clips: 4, 8, 15, 50 steps gave LPIPS 0.395, 0.374, 0.377, 0.380 (less is better) and PSNR 20.9, 22.4, 22.7, "
-        "22.9 dB.",
+        tooltip="Diffusion steps; 0 uses the preset's own number. Time grows in proportion. Nano at strength 1 on "
+        "unseen clips: 4, 8, 15, 50 steps gave LPIPS 0.395, 0.374, 0.377, 0.380 (less is better) and PSNR 20.9, 22.4, "
+        "22.7, 22.9 dB.",
     )
 
 
