@@ -297,24 +297,22 @@ def test_upscale_video_keeps_count_rate_size_and_sound(
 
 @pytest.mark.slow
 @torch.inference_mode()
-def test_upscale_video_on_a_cluster_gives_the_same_bits(
+def test_upscale_video_on_a_cluster_gives_the_same_video(
     nodes: dict[str, Any], handles: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Bits are compared in test_cluster, with as many threads on both sides."""
     from comfy_api.latest import InputImpl, Types
 
     pytest.importorskip("ray", reason="the optional package ray is not installed")
     source = InputImpl.VideoFromComponents(Types.VideoComponents(images=clip(5), frame_rate=Fraction(24)))
     settings = {**SAMPLING, "length": 3, "overlap": 1, "scene_cuts": "off", "crf": 0.0, **handles}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a worker of a cluster without GPUs
-    try:
-        here, there = (
-            nodes["SeTeVSRUpscaleVideo"].execute(source, "none needed", 2.0, cluster=where, **settings).result[0]
-            for where in ("", " local ")
-        )
-    finally:
-        torch.set_num_threads(threads)
-    assert Path(there.get_stream_source()).read_bytes() == Path(here.get_stream_source()).read_bytes()
+    here, there = (
+        nodes["SeTeVSRUpscaleVideo"].execute(source, "none needed", 2.0, cluster=where, **settings).result[0]
+        for where in ("", " local ")
+    )
+    images, rate = there.get_components().images, there.get_components().frame_rate
+    assert rate == 24
+    assert (images - here.get_components().images).abs().max() <= 2 / 255
 
     monkeypatch.setattr(handles["denoiser"].patcher, "patches", {"some.weight": []})
     with pytest.raises(Exception, match="cannot be sent to a cluster; store it with 'setevsr convert --lora'"):
