@@ -33,7 +33,9 @@ def as_it_is(network: nn.Module) -> None:
 
 
 def channels_last(network: nn.Module) -> None:
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def compiled(network: nn.Module) -> None:
