@@ -1,4 +1,4 @@
-"""What other ways to run the same networks would gain: channels-last weights, and blocks compiled by torch.compile.
+"""What other ways to run the same networks would gain: kernels of attention, channels-last weights, compiled blocks.
 
     python -m benchmarks.kernels [--latent 32] [--frames 5] [--dtype bfloat16] [--without-compile]
 
@@ -18,14 +18,22 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from setevsr_core.estimate import matmul_rate
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
-from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
+from setevsr_core.networks.residual import ResidualBlock
+from setevsr_core.networks.spatial_transformer import TransformerBlock
+from setevsr_core.networks.temporal_spatial import TemporalSpatialAwareness
+from setevsr_core.networks.temporal_transformer import TemporalTransformer
+from setevsr_core.networks.temporal_vae import DenseBlock, ResnetBlock, TemporalVAE, VAEConfig
 
 from .denoiser_step import filled, inputs, our_step, seconds_of
 
-BLOCKS = ("ResidualBlock", "TransformerBlock", "TemporalTransformer", "TemporalSpatialAwareness",  # of the denoiser
-          "ResnetBlock", "DenseBlock")  # of the VAE
+BLOCKS = (ResidualBlock, TransformerBlock, TemporalTransformer, TemporalSpatialAwareness, ResnetBlock, DenseBlock)
+ATTENTION = {"SeAM, finest level": (5, 4096, 4096, 64), "SeAM, coarsest level": (20, 64, 4096, 64),
+             "TSAM, finest level": (5, 4096, 4096, 32)}  # heads, queries, keys, width of a head
 
 
 def as_it_is(network: nn.Module) -> None:
@@ -39,10 +47,25 @@ def channels_last(network: nn.Module) -> None:
 
 
 def compiled(network: nn.Module) -> None:
-    blocks = [module for module in network.modules() if type(module).__name__ in BLOCKS]
-    assert blocks, "the networks' blocks have other names now"
-    for block in blocks:
-        block.compile()
+    torch._dynamo.config.recompile_limit = 64  # the blocks of one class have many sizes
+    for module in network.modules():
+        if isinstance(module, BLOCKS):
+            module.compile()
+
+
+def attention_rates(dtype: torch.dtype) -> None:
+    """Prints what the fused attention of one frame reaches, against the plain formula and matrix multiplications."""
+    rate = matmul_rate("cpu", dtype)
+    print("| attention of one frame | fused, GFLOP/s | plain formula, GFLOP/s | fused, share of the matrix rate |")
+    print("|---|---|---|---|")
+    for name, (heads, queries, keys, width) in ATTENTION.items():
+        query, key, value = (torch.randn(1, heads, n, width).to(dtype) for n in (queries, keys, keys))
+        reached = []
+        for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
+            with sdpa_kernel(backend):
+                seconds, _ = seconds_of(lambda q=query, k=key, v=value: F.scaled_dot_product_attention(q, k, v))
+            reached.append(4 * heads * queries * keys * width / seconds)
+        print(f"| {name} | {reached[0] / 1e9:.0f} | {reached[1] / 1e9:.0f} | {reached[0] / rate:.2f} |", flush=True)
 
 
 def works(latent: int, frames: int, dtype: torch.dtype) -> dict[str, Callable[[Callable[[nn.Module], None]], Any]]:
@@ -86,7 +109,8 @@ def main() -> None:
         del ways["compiled blocks"]
     print(f"{args.latent}x{args.latent} latents, {args.dtype}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads\n")
-    print("| work | way | s | times less | s to the first result |\n|---|---|---|---|---|")
+    attention_rates(getattr(torch, args.dtype))
+    print("\n| work | way | s | times less | s to the first result |\n|---|---|---|---|---|")
     for name, prepare in works(args.latent, args.frames, getattr(torch, args.dtype)).items():
         first = 0.0
         for title, way in ways.items():

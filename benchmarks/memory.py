@@ -10,6 +10,7 @@ which is the fast setting; the denoiser's memory does not depend on the length o
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from pathlib import Path
 
@@ -61,19 +62,18 @@ def measure_images(frames: int, size: tuple[int, int], scale: float) -> dict[int
 
     picture = torch.rand(*size, 3, generator=torch.Generator().manual_seed(0))
     batch = torch.stack([picture.roll(index, 1) for index in range(frames)])
-    frame = 3 * 4 * target_size(*size, scale)[0] * target_size(*size, scale)[1] / MEGABYTE
+    frame = 3 * 4 * math.prod(target_size(*size, scale)) / MEGABYTE
     process, seen = psutil.Process(), {}
 
     def report(done: float, message: str, preview: object) -> None:
         finished = int(done * frames)
-        if finished >= (100 if not seen else frames):
-            seen.setdefault(min(finished, frames), process.memory_info().rss / MEGABYTE - finished * frame)
+        for number in (100, frames):
+            if finished >= number and number not in seen:
+                seen[number] = process.memory_info().rss / MEGABYTE - finished * frame
+                print(f"frame {number}: {seen[number]:.0f} MB beside {finished * frame:.0f} MB of result", flush=True)
 
     Restorer.from_preset("nano").restore(batch, scale=scale, steps=0, progress=report)
-    first, last = min(seen), max(seen)
-    for number in (first, last):
-        print(f"frame {number}: {seen[number]:.0f} MB beside {number * frame:.0f} MB of result", flush=True)
-    return {100: seen[first], frames: seen[last]}
+    return seen
 
 
 def main() -> None:
