@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def _denoiser(options: argparse.Namespace, device: torch.device) -> Denoiser:
                                              changes=_changes(options.stage, found))
         return _with_text(denoiser, options)
     config = getattr(DenoiserConfig, options.size)()
-    config = DenoiserConfig.from_dict({**config.to_dict(), **_changes(options.stage, config)})
+    config = replace(config, **_changes(options.stage, config))
     # A network of its own has no text model: four constant tokens stand for the empty prompt.
     denoiser = Denoiser(config, empty_text=torch.randn(1, 4, config.context_dim))
     zero_new_modules(denoiser)

@@ -134,10 +134,9 @@ class Journal:
             self.frames_done = int(match[2])
 
     def _remove(self) -> None:
-        if os.name == "nt":  # Windows removes no open file
-            self._release()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._release()
+        if self._lock is not None:
+            _remove(self.folder, self._lock)
+            self._lock = None
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -158,13 +157,18 @@ def drop_abandoned(parent: Path, days: float) -> list[Path]:
             lock = _lock(folder)
         except (VideoError, OSError):
             continue
-        if os.name == "nt":  # Windows removes no open file
-            os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
-        if os.name != "nt":
-            os.close(lock)
+        _remove(folder, lock)
         dropped.append(folder)
     return dropped
+
+
+def _remove(folder: Path, lock: int) -> None:
+    """Removes a journal whose lock is held, and lets go of that."""
+    if os.name == "nt":  # Windows removes no open file
+        os.close(lock)
+    shutil.rmtree(folder, ignore_errors=True)
+    if os.name != "nt":
+        os.close(lock)
 
 
 def _digest(data: bytes) -> str:
