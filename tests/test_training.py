@@ -126,17 +126,19 @@ def test_stage2_of_a_lighter_network_keeps_it_light(packed: Path, networks: Path
     assert checkpoints.load_denoiser(tmp_path / "run" / "denoiser.safetensors").config == light.config
 
 
-def test_the_decoder_stage_gives_a_plain_vae_its_temporal_and_fusion_layers(
+def test_the_decoder_stage_gives_a_plain_vae_its_temporal_fusion_and_refining_layers(
     packed: Path, networks: Path, tmp_path: Path
 ) -> None:
-    sizes = {**vars(TINY_VAE), "temporal": False, "fusion_levels": (), "channels": (32, 32, 32), "residual": False}
+    sizes = {**vars(TINY_VAE), "temporal": False, "fusion_levels": (), "channels": (32, 32, 32), "residual": False,
+             "refine": 0}
     torch.manual_seed(1)
     checkpoints.save_native(TemporalVAE(VAEConfig(**sizes)), tmp_path / "plain.safetensors")
-    files = ("--vae", str(tmp_path / "plain.safetensors"), "--no-everything")
+    files = ("--vae", str(tmp_path / "plain.safetensors"), "--no-everything", "--refine", "4")
     assert main(arguments("decoder", packed, networks, tmp_path / "run", *files, steps=1)) == 0
     before, after = load_file(tmp_path / "plain.safetensors"), load_file(tmp_path / "run" / "vae.safetensors")
     added = set(after) - set(before)
-    assert any(".temporal_convs." in key for key in added) and any(".fusion_layer_2." in key for key in added)
+    for part in (".temporal_convs.", ".fusion_layer_2.", ".refinement."):
+        assert any(part in key for key in added)
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 

@@ -22,7 +22,7 @@ from .registry import COMPONENTS, VAE, find
 
 log = logging.getLogger(__name__)
 
-ADDED = (".temporal_convs.", ".fusion_layer_")
+ADDED = (".temporal_convs.", ".fusion_layer_", ".refinement.")
 
 
 def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None = None, device: Any = "cpu",
@@ -30,7 +30,7 @@ def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None 
     """Load a VAE: native, MGLD-VSR's video_vae_cfw, or the VAE of Stable Diffusion 2.1 (alone or in its checkpoint).
 
     source: path of a file, of a diffusers folder, or a state dict. dtype: None keeps the stored type (float32 on the
-    CPU). changes: fields of `VAEConfig` to alter, for training; temporal and fusion layers this adds are new.
+    CPU). changes: fields of `VAEConfig` to alter, for training; temporal, fusion and refining layers this adds are new.
     A plain SD VAE gives a network without temporal layers and fusion.
     Raises `CheckpointError` naming the file, what it is and what was expected.
     """

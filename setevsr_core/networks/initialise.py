@@ -8,12 +8,12 @@ from torch import nn
 from .semantic_attention import SemanticAttention
 from .temporal_spatial import TemporalSpatialAwareness
 from .temporal_transformer import TemporalTransformer
-from .temporal_vae import TemporalVAE
+from .temporal_vae import Refinement, TemporalVAE
 
 
 @torch.no_grad()
 def zero_new_modules(network: nn.Module) -> None:
-    """Zero the output layers of SeAM, temporal transformer and TSAM: the network then equals its baseline exactly."""
+    """Zero the output layers of SeAM, temporal transformer, TSAM and refinement: the network equals its baseline."""
     for module in network.modules():
         if isinstance(module, SemanticAttention):
             outputs = [module.attn.to_out[0]]
@@ -21,6 +21,8 @@ def zero_new_modules(network: nn.Module) -> None:
             outputs = [module.proj_out]
         elif isinstance(module, TemporalSpatialAwareness):
             outputs = [module.mlp_out]
+        elif isinstance(module, Refinement):
+            outputs = [module.conv2]
         else:
             continue
         for layer in outputs:
@@ -34,8 +36,9 @@ def start_vae(vae: TemporalVAE) -> None:
 
     The posterior starts narrow (log-variance -4 everywhere): with PyTorch's default it starts as wide as a standard
     normal, which drowns the latents, and the decoder first learns to ignore them. A residual VAE's last convolution
-    starts at zero: its decoder then returns the encoder's pixels.
+    starts at zero: its decoder then returns the encoder's pixels, and so does a refinement.
     """
+    zero_new_modules(vae)
     latents = vae.config.latent_channels
     bias = vae.quant_conv.bias
     assert bias is not None

@@ -27,6 +27,9 @@ class VAEConfig(Config):
     fusion_levels: encoder levels, finest = 0, whose outputs are tapped and fused; growth: width of the dense blocks.
     residual: the decoder predicts what the encoder's pixels lack; the folded pixels ride along with the finest
     feature. A small decoder then learns detail from its first step on, instead of learning to copy.
+    refine: channels of a residual refinement at full resolution, after the unfolding (0 for none). Pixels that lie in
+    one fold come from different channels of one convolution; only here are they neighbours, so only here can a
+    pattern of the fold's period be smoothed.
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -38,6 +41,7 @@ class VAEConfig(Config):
     fusion_levels: tuple[int, ...] = (1, 2)
     growth: int = 32
     residual: bool = False
+    refine: int = 0
     scaling_factor: float = 0.18215
 
     @property
@@ -52,7 +56,7 @@ class VAEConfig(Config):
     @classmethod
     def nano(cls, **changes: Any) -> VAEConfig:
         sizes: dict[str, Any] = {"channels": (96, 128), "patch": 4, "mid_attention": False, "fusion_levels": (0, 1),
-                                 "growth": 16, "residual": True}
+                                 "growth": 16, "residual": True, "refine": 8}
         return cls(**{**sizes, **changes})
 
 
@@ -234,6 +238,27 @@ class DecoderLevel(nn.Module):
         return x
 
 
+class Refinement(nn.Module):
+    """Pixels + f(pixels, what the decoder unfolds for it), two convolutions at full resolution.
+
+    `conv2` starts at zero (`initialise.zero_new_modules`), which makes a fresh module an identity.
+    """
+
+    def __init__(self, channels: int, width: int, patch: int, *, ops: Any = nn, dtype: torch.dtype | None = None,
+                 device: Any = None):
+        super().__init__()
+        kw = {"padding": 1, "dtype": dtype, "device": device}
+        self.patch = patch
+        self.unfold = ops.Conv2d(channels, width * patch**2, 3, **kw)
+        self.conv1 = ops.Conv2d(3 + width, width, 3, **kw)
+        self.conv2 = ops.Conv2d(width, 3, 3, **kw)
+
+    def forward(self, pixels: Tensor, hidden: Tensor) -> Tensor:
+        """pixels (N, 3, H, W), hidden (N, C, H/patch, W/patch) -> pixels of the same shape."""
+        unfolded = F.pixel_shuffle(self.unfold(hidden), self.patch)
+        return pixels + self.conv2(F.silu(self.conv1(torch.cat([pixels, unfolded], dim=1))))
+
+
 class Decoder(nn.Module):
     """Latents (B*T, latent_channels, h, w) -> pixels (B*T, 3, H, W)."""
 
@@ -258,6 +283,8 @@ class Decoder(nn.Module):
             32, channels[0], eps=1e-6, dtype=dtype, device=device
         )
         self.conv_out = ops.Conv2d(channels[0], 3 * config.patch**2, 3, padding=1, dtype=dtype, device=device)
+        if config.refine:
+            self.refinement = Refinement(channels[0], config.refine, config.patch, **kw)
 
     def forward(self, latents: Tensor, features: list[Tensor] | None, num_frames: int, fusion: float) -> Tensor:
         base = None
@@ -273,8 +300,10 @@ class Decoder(nn.Module):
                 x = getattr(self, f"fusion_layer_{level}")(feature, x, fusion)
             for upsample in block.upsamplers:  # type: ignore[union-attr]
                 x = upsample(x)
-        x = self.conv_out(F.silu(self.conv_norm_out(x)))
-        return F.pixel_shuffle(x if base is None else x + base, self.config.patch)
+        hidden = F.silu(self.conv_norm_out(x))
+        x = self.conv_out(hidden)
+        pixels = F.pixel_shuffle(x if base is None else x + base, self.config.patch)
+        return self.refinement(pixels, hidden) if self.config.refine else pixels
 
 
 class TemporalVAE(nn.Module):

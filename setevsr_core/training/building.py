@@ -71,7 +71,7 @@ def _build(options: argparse.Namespace, device: torch.device) -> Stage:
         return SemanticStage(_semantic(options, device), VGGTeacher(options.vgg))
     path = _needed(options, "vae")
     adds = options.stage == "decoder" and isinstance(path, Path)
-    vae = _with_temporal_decoder(path, device) if adds else load("vae", path, device)
+    vae = _with_new_layers(path, options.refine, device) if adds else load("vae", path, device)
     encoder = load("semantic", options.semantic, device) if options.semantic else None
     if encoder is not None:
         encoder.requires_grad_(False)
@@ -159,12 +159,17 @@ def read_text(path: Path, width: int) -> torch.Tensor:
     return tensors[0].float().reshape(1, -1, width)
 
 
-def _with_temporal_decoder(path: Path, device: torch.device) -> TemporalVAE:
-    """The VAE of a file; SD 2.1's gets the temporal and fusion layers that the stage `decoder` is there to train."""
+def _with_new_layers(path: Path, refine: int, device: torch.device) -> TemporalVAE:
+    """The VAE of a file with the layers that the stage `decoder` is there to train.
+
+    SD 2.1's lacks temporal and fusion layers; a refinement of `refine` channels is added where one is asked for.
+    """
     found = checkpoints.load_temporal_vae(path, device="meta").config
     changes: dict[str, Any] = {} if found.temporal else {"temporal": True}
     if not found.fusion_levels:
         changes["fusion_levels"] = VAEConfig.sd21().fusion_levels
+    if refine and not found.refine:
+        changes["refine"] = refine
     return checkpoints.load_temporal_vae(path, dtype=torch.float32, device=device, changes=changes)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checkpoints.vae import is_added
 from ..networks.denoiser import Denoiser
 from ..networks.semantic_encoder import SemanticEncoder
 from ..networks.temporal_vae import TemporalVAE
@@ -82,10 +83,10 @@ class RolloutStage(PictureStage):
 
 
 def decoder_parameters(vae: TemporalVAE, everything: bool) -> list[nn.Parameter]:
-    """All decoder weights, or only its temporal and fusion layers (the baseline's choice for large networks)."""
+    """All decoder weights, or only what SD's has not: temporal, fusion and refining layers (the baseline's choice)."""
     chosen = [(n, p) for n, p in vae.named_parameters() if n.startswith(("decoder.", "post_quant_conv."))]
     if not everything:
-        chosen = [(n, p) for n, p in chosen if "temporal" in n or "fusion_layer" in n]
+        chosen = [(n, p) for n, p in chosen if is_added(n)]
     return [p for _, p in chosen]
 
 

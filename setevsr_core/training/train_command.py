@@ -40,6 +40,8 @@ NUMBERS = (
     ("gan-weight", float, "weight of a patch discriminator, 0 for none"),
     ("gan-start", int, "step from which it counts"),
     ("lr-share", float, "vae, decoder, turbo: share decoded from latents of the degraded frame, without diffusion"),
+    ("refine", int, "decoder: channels of a refinement at full resolution, added where the VAE has none; it smooths "
+                    "the pattern that a VAE which folds pixels leaves on edges"),
     ("strength", float, "decoder, turbo: strength at which the sampler starts"),
     ("latent-weight", float, "turbo: weight of the loss on latents"),
     ("teacher-steps", int, "turbo: aim at where the unchanged denoiser arrives in so many steps; 0: at the truth"),
