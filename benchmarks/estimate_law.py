@@ -11,7 +11,6 @@ there is a guess by the counted operations, not a measurement.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import platform
 import time
@@ -29,6 +28,8 @@ from setevsr_core.settings import RestoreSettings
 from setevsr_core.video.resize import target_size
 from tools.clips import read_clip
 
+from . import process_memory
+
 CLIP = Path(__file__).resolve().parent.parent / "assets" / "city_lq.mp4"
 WIDTH, LENGTH = 128, 5
 
@@ -45,16 +46,10 @@ def processor_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
 
 def peak_growth(call: Callable[[], Any]) -> float:
     """Bytes by which the process grows at most during a call (Linux)."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = status("VmRSS")
+    process_memory.restart_peak()
+    before = process_memory.resident()
     call()
-    return status("VmHWM") - before
-
-
-def status(name: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return float(line.split()[1]) * 1024
+    return process_memory.peak() - before
 
 
 @torch.inference_mode()

@@ -6,7 +6,8 @@ For each layout: files with the names, shapes and number types of the published 
 process of its own they are loaded in bfloat16 and stored as native files, which must load as the same network; then a
 segment of `--frames` frames is encoded, read by SAM 2 where the layout has it, denoised by one step and decoded on the
 CPU (64 latents are 512 pixels). The files are deleted before the next layout: at most about 10 GB lie on the disk.
-Random weights show that the way is whole, what it takes in memory and how long; their pictures mean nothing.
+Random weights show that the way is whole, what it takes in memory and how long; their pictures mean nothing. The peak
+is the most that the process had; while a file is converted, the network and the one read back are both there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from tools.layouts import Shapes, meta_shapes, mgld_shapes, sd21_single_file, sd21_unet, sd21_vae
+
+from . import process_memory
 
 DENOISER, VAE, ENCODER = "denoiser", "vae", "semantic_encoder"
 SCALE = 4
@@ -186,14 +189,8 @@ def run(files: Files, folder: Path, latent: int, frames: int) -> Measured:
         result = stages.decode_span(networks[VAE], restored, pictures, SCALE, features=encoded.features)
     if result.shape != (frames, latent * 8, latent * 8, 3) or not result.isfinite().all():
         raise SystemExit(f"the decoder gave {tuple(result.shape)}, or values that are not finite")
-    found.peak = peak_bytes()
+    found.peak = process_memory.peak()
     return found
-
-
-def peak_bytes() -> float:
-    """Most memory that this process ever had (Linux)."""
-    text = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return float(text.split()[1]) * 1024
 
 
 def in_own_process(call: Callable[..., Any], *arguments: Any) -> Any:

@@ -317,7 +317,11 @@ def test_a_preset_is_gathered_and_two_trainings_of_its_vae_are_mixed(networks: P
     for key, value in vae.state_dict().items():
         torch.testing.assert_close(found[key], value.float() + 0.25, atol=2e-3, rtol=2e-3)
     record = json.loads((tmp_path / "preset" / "training.json").read_text())
-    assert record == {"mixed": {"vae": "later/vae.safetensors", "share": 0.25}, "later": {"stage": "decoder"}}
+    assert record == {"mixed": {"vae": f"{networks.name}/vae.safetensors", "with": "later/vae.safetensors",
+                                "share": 0.25}, "later": {"stage": "decoder"}}
     assert (tmp_path / "preset" / "curve_later.csv").is_file()
+    again = tmp_path / "again"  # a preset among the runs hands on what it was made of
+    assert main(["train", "preset", "--out", str(again), "--vae", mixed, "--data", str(tmp_path / "preset")]) == 0
+    assert json.loads((again / "training.json").read_text()) == record and (again / "curve_later.csv").is_file()
     for file, share in ((mixed, "2"), (mixed, "much"), (str(networks / "denoiser.safetensors"), "0.5")):
         assert main([*gather, "--mix-vae", file, share]) != 0

@@ -23,7 +23,7 @@ class VAEConfig(Config):
     """Sizes of the autoencoder.
 
     patch: pixels are folded (`pixel_unshuffle`) by this factor before the first convolution and unfolded after the
-    last, so that no convolution runs at full resolution (1 at full size).
+    last, so that hardly a convolution runs at full resolution (1 at full size).
     fusion_levels: encoder levels, finest = 0, whose outputs are tapped and fused; growth: width of the dense blocks.
     residual: the decoder predicts what the encoder's pixels lack; the folded pixels ride along with the finest
     feature. A small decoder then learns detail from its first step on, instead of learning to copy.

@@ -22,6 +22,7 @@ def gather_preset(
 ) -> None:
     """Write the given networks in fp16 to `out`, with the records of the folders they lie in and of further `runs`.
 
+    A preset among the folders hands on the records of what it was made of.
     mixed: a second VAE and its share, for network interpolation (ESRGAN, section 3.4): between weights from before and
     after a stage that adds texture lies a network with less of its artefacts.
     Errors: SettingsError for a share outside 0..1 or a VAE of other sizes.
@@ -32,12 +33,17 @@ def gather_preset(
         network = load(kind, path, torch.device("cpu"))
         if kind == "vae" and mixed is not None:
             interpolate(network, load(kind, mixed[0], torch.device("cpu")), mixed[1])
-            record["mixed"] = {"vae": f"{mixed[0].parent.name}/{mixed[0].name}", "share": mixed[1]}
+            first, second = (f"{file.parent.name}/{file.name}" for file in (path, mixed[0]))
+            record["mixed"] = {"vae": first, "with": second, "share": mixed[1]}
         save_native(network, out / f"{FILE_NAMES[kind]}.safetensors", dtype=torch.float16)
-    for run in sorted({*runs, *(path.parent for path in given.values())}):
-        if (run / "record.json").is_file():
-            record[run.name] = json.loads((run / "record.json").read_text())
-            (out / f"curve_{run.name}.csv").write_text((run / "log.csv").read_text())
+    for folder in sorted({*runs, *(path.parent for path in given.values())}):
+        if (folder / "record.json").is_file():
+            record[folder.name] = json.loads((folder / "record.json").read_text())
+            (out / f"curve_{folder.name}.csv").write_text((folder / "log.csv").read_text())
+        elif (folder / "training.json").is_file() and folder != out:
+            record = json.loads((folder / "training.json").read_text()) | record
+            for curve in folder.glob("curve_*.csv"):
+                (out / curve.name).write_text(curve.read_text())
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
