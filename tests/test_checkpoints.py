@@ -140,6 +140,17 @@ def test_native_vae_round_trip(tmp_path: Path) -> None:
     assert_same_weights(network, loaded)
 
 
+@torch.no_grad()
+def test_a_new_refinement_changes_no_picture_and_a_trained_one_does(tmp_path: Path) -> None:
+    network = filled(TemporalVAE(replace(TINY_VAE, patch=4)))
+    path = checkpoints.save_native(network, tmp_path / "vae.safetensors")
+    refined = checkpoints.load_temporal_vae(path, changes={"refine": 4})
+    latents = torch.randn(2, 4, 3, 5)
+    assert torch.equal(network.decode(latents, None, num_frames=2), refined.decode(latents, None, num_frames=2))
+    filled(refined.decoder.refinement)
+    assert not torch.equal(network.decode(latents, None, num_frames=2), refined.decode(latents, None, num_frames=2))
+
+
 def test_saving_over_the_file_in_use(tmp_path: Path) -> None:
     """Weights are views of the mapped file; writing the same path again must not change or break them."""
     path = checkpoints.save_native(filled(TemporalVAE(TINY_VAE)), tmp_path / "vae.safetensors")
