@@ -22,8 +22,6 @@ from setevsr_core.estimate import matmul_rate
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.workload import count
 
-from . import process_memory
-
 TOKENS, GRID = 77, 64
 MODULES = {
     "semantic_attention": "SeAM", "temporal_transformer": "temporal transformers", "temporal_spatial": "TSAM",
@@ -155,8 +153,8 @@ def main() -> None:
         return
     rate = matmul_rate("cpu", dtype)
     print(f"\nmatrix multiplications of this machine: {rate / 1e9:.0f} GFLOP/s\n")
-    print("| step | TFLOP | processor s by thread | wall s | times plain | share of the matrix rate "
-          "| peak of the process, GB |\n|---|---|---|---|---|---|---|")
+    print("| step | TFLOP | processor s by thread | wall s | times plain | share of the matrix rate |")
+    print("|---|---|---|---|---|---|")
     data, first = inputs(*size, "cpu", dtype), 0.0
     timed = {"plain SD 2.1, diffusers": None, **dict(reversed(settings.items()))}
     for name, config in timed.items():
@@ -169,11 +167,10 @@ def main() -> None:
             network = filled(Denoiser(config, device="meta", dtype=dtype), "cpu")
             step = our_step(network, data)
             flops = count(our_step(Denoiser(config, device="meta", dtype=dtype), empty)).flops
-        process_memory.restart_peak()
         work, wall = seconds_of(step)
         first = first or work
         print(f"| {name} | {flops / 1e12:.3f} | {work:.2f} | {wall:.2f} | {work / first:.2f} | "
-              f"{flops / work / rate:.2f} | {process_memory.peak() / 2**30:.1f} |", flush=True)
+              f"{flops / work / rate:.2f} |", flush=True)
         del network, step
         gc.collect()
 
