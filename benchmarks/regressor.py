@@ -29,7 +29,7 @@ from setevsr_core.training.trainer import Batch, Stage, Trainer, TrainSettings
 from setevsr_core.training.vae_stages import PixelLoss, enlarge
 
 WIDTH, CONVOLUTIONS = 128, 32
-"""Give 4.8 million weights; nano's decoder has 4.7."""
+"""Give 4.8 million weights; nano's decoder has 4.8."""
 
 
 def compact(width: int = WIDTH, convolutions: int = CONVOLUTIONS, scale: int = 4) -> nn.Module:
