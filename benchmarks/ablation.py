@@ -43,7 +43,7 @@ from setevsr_core.training.losses import PerceptualLoss
 from setevsr_core.training.processes import Processes
 from setevsr_core.training.rollout_stages import TurboStage
 from setevsr_core.training.train_command import save_networks
-from setevsr_core.training.trainer import Trainer, TrainSettings
+from setevsr_core.training.trainer import PRECISIONS, Trainer, TrainSettings
 from setevsr_core.training.vae_stages import PixelLoss
 
 from .measuring import Figures, held_out, measure
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rollout-steps", type=int, default=2, help="sampling steps in training and measuring")
     parser.add_argument("--strength", type=float, default=0.5)
     parser.add_argument("--segments", type=int, default=16, help="of VALPACK that are measured")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

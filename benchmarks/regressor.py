@@ -25,7 +25,7 @@ from setevsr_core.errors import require
 from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.losses import PerceptualLoss
 from setevsr_core.training.processes import Processes
-from setevsr_core.training.trainer import Batch, Stage, Trainer, TrainSettings
+from setevsr_core.training.trainer import PRECISIONS, Batch, Stage, Trainer, TrainSettings
 from setevsr_core.training.vae_stages import PixelLoss, enlarge
 
 WIDTH, CONVOLUTIONS = 128, 32
@@ -103,9 +103,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--l1-weight", type=float, default=1.0)
     parser.add_argument("--lpips-weight", type=float, default=1.0, help="0 trains by L1 alone")
     parser.add_argument("--lpips-patch", type=int, default=64, help="side of LPIPS' random windows")
+    parser.add_argument("--sharpen", type=float, default=0.0, help="unsharp mask on the clean frames, as nano had it")
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--convolutions", type=int, default=CONVOLUTIONS)
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -114,6 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = TrainSettings(
         steps=args.steps, batch=args.batch, crop=args.crop, frames=1, learning_rate=args.learning_rate, seed=args.seed,
         decay_from=args.decay_from, precision=args.precision, device=args.device, minutes=args.minutes,
+        sharpen=args.sharpen,
     )  # fmt: skip
     data, processes = PackedDataset(args.pack), Processes(args.device)
     torch.manual_seed(args.seed)

@@ -94,13 +94,13 @@ def choose_dtype(kind: str, precision: str) -> torch.dtype:
     """
     import comfy.model_management as management
 
-    from ..setevsr_core.precision import automatic_dtype
+    from ..setevsr_core.precision import automatic_dtype, warn_of_emulation
 
-    if precision == FP8:
-        return torch.bfloat16
-    if precision in DTYPES:
-        return DTYPES[precision]
     device, _ = devices(kind)
+    chosen = torch.bfloat16 if precision == FP8 else DTYPES.get(precision)
+    if chosen is not None:
+        warn_of_emulation(device, chosen)
+        return chosen
     if device.type == "cpu" and not compat.precision_is_forced(kind):
         return automatic_dtype(device)
     if kind == VAE:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import stages
 from .errors import SettingsError
-from .precision import automatic_dtype
+from .precision import automatic_dtype, warn_of_emulation
 from .progress import Progress, SegmentProgress
 from .segment_run import SegmentRun
 from .settings import RestoreSettings, resolve_settings
@@ -61,6 +61,7 @@ class Restorer:
 
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or automatic_dtype(device)
+        warn_of_emulation(device, dtype)
         preset = load_preset(name, dtype=dtype, device=device)
         return cls(preset.denoiser, preset.vae, preset.encoder, device=device, dtype=dtype, defaults=preset.defaults)
 

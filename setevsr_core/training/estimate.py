@@ -84,7 +84,7 @@ def played(stage: Stage, settings: TrainSettings, device: torch.device, scale: i
 
     first = stage.parameters()[0]
     mode = first.fake_mode if isinstance(first, FakeTensor) else FakeTensorMode(allow_non_fake_inputs=True)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
+    dtype = settings.on(device).autocast_dtype
     count, small = settings.batch * settings.frames, settings.crop // scale
     with mode, torch.autocast(device.type, dtype, enabled=dtype is not None):
         lr = torch.zeros(count, 3, small, small, device=device)

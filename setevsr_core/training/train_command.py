@@ -82,7 +82,9 @@ def add_parser(subparsers: Any) -> None:
                         help="print the memory that a step takes, and stop (on a GPU it is printed at every start); "
                         "without the files of earlier stages it counts networks of --size")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1; several GPUs: accelerate launch -m setevsr_core.cli")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"],
+                        help="what autocast computes in; auto: bf16 where the device "
+                        "computes in it, else fp16 on a GPU and fp32 on a processor")
     parser.add_argument("--trains", choices=["all", "new"], help="stage1: all weights, or SeAM, SPADE and LR encoder")
     parser.add_argument("--rollout-steps", type=int, nargs="+", metavar="N",
                         help="decoder, turbo: the sampler's steps, one of these drawn per batch")

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingsError, require
+from ..precision import training_precision, warn_of_emulation
 from .activations import checkpoint_blocks
 from .data import PackedDataset
 from .processes import Processes
 
 log = logging.getLogger(__name__)
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class TrainSettings:
 
     crop: side of the training crops in HR pixels; frames: consecutive frames per crop.
     batch and accumulate count per process: N processes see N times as much at each step.
+    precision: what autocast computes in; auto as in `precision.training_precision`.
     checkpointing: blocks compute their activations twice instead of keeping them.
     sharpen: amount of an unsharp mask (sigma 1 pixel) on the clean frames. What a network is unsure of comes out soft;
     asked for more contrast of fine detail than there is, it lands nearer to what there is (Real-ESRGAN's remedy).
@@ -48,7 +52,7 @@ class TrainSettings:
     ema_decay: float = 0.999
     warmup: int = 50
     decay_from: float = 1.0
-    precision: str = "bf16"
+    precision: str = "auto"
     device: str = "auto"
     checkpointing: bool = False
     sharpen: float = 0.0
@@ -60,8 +64,17 @@ class TrainSettings:
         for name in ("steps", "batch", "crop", "frames", "accumulate", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}, it must be at least 1")
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise SettingsError(f"precision is '{self.precision}', choose fp32, bf16 or fp16")
+        if self.precision not in PRECISIONS:
+            raise SettingsError(f"precision is '{self.precision}', choose {', '.join(PRECISIONS)}")
+
+    def on(self, device: torch.device) -> TrainSettings:
+        """The same with the precision that `auto` means on this device."""
+        return replace(self, precision=training_precision(device)) if self.precision == "auto" else self
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """What autocast computes in; None where it stays off."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
 
 @dataclass(frozen=True)
@@ -131,10 +144,12 @@ class Trainer:
     def __init__(self, stage: Stage, data: PackedDataset, settings: TrainSettings, folder: Path,
                  save: Callable[[Stage, Path, dict[str, Any]], None], processes: Processes | None = None,
                  options: dict[str, Any] | None = None):
-        self.stage, self.data, self.settings, self.folder, self._save_networks = stage, data, settings, folder, save
-        self.options = options or asdict(settings)  # for the record
+        self.stage, self.data, self.folder, self._save_networks = stage, data, folder, save
         self.processes = stage.processes = processes or Processes(settings.device)
         self.device = self.processes.device
+        self.settings = settings = settings.on(self.device)
+        self.options = {**(options or asdict(settings)), "precision": settings.precision}  # for the record
+        warn_of_emulation(self.device, settings.autocast_dtype)
         if settings.checkpointing:
             for network in stage.networks.values():
                 checkpoint_blocks(network)
@@ -207,7 +222,7 @@ class Trainer:
         return x.float().div_(127.5).sub_(1)
 
     def _autocast(self) -> Any:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.settings.precision)
+        dtype = self.settings.autocast_dtype
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def _log(self, values: dict[str, float]) -> None:
