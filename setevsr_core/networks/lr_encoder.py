@@ -29,7 +29,8 @@ class PixelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(x).flatten(2))
-        query, key, value = qkv.unflatten(1, (self.heads, 3, -1)).transpose(-1, -2).unbind(2)
+        # Contiguous, because the fused kernels want a head's channels side by side; without, all scores are kept.
+        query, key, value = qkv.unflatten(1, (self.heads, 3, -1)).transpose(-1, -2).contiguous().unbind(2)
         attended = F.scaled_dot_product_attention(query, key, value).transpose(-1, -2).flatten(1, 2)
         return x + self.proj_out(attended).unflatten(2, x.shape[2:])
 
