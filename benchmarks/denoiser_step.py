@@ -3,14 +3,14 @@
     python -m benchmarks.denoiser_step [--latent 64] [--frames 5] [--threads N] [--dtype bfloat16] [--count-only]
 
 Operations are counted on tensors without data. Times are of random weights (they take about 4 GB in bfloat16), one
-step after a warm-up, in processor seconds divided by threads, so that a busy machine disturbs them little. The plain
-U-Net is diffusers' UNet2DConditionModel with SD 2.1's sizes, on the same latents as a batch.
+step after a warm-up, in processor seconds divided by threads, so that a busy machine disturbs them little. Each row
+comes from a process of its own, whose peak of memory is printed beside it. The plain U-Net is diffusers'
+UNet2DConditionModel with SD 2.1's sizes, on the same latents as a batch.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +21,8 @@ from torch import nn
 from setevsr_core.estimate import matmul_rate
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.workload import count
+
+from . import process_memory
 
 TOKENS, GRID = 77, 64
 MODULES = {
@@ -112,6 +114,20 @@ def seconds_of(step: Callable[[], Any]) -> tuple[float, float]:
 
 
 @torch.no_grad()
+def time_step(
+    config: DenoiserConfig | None, frames: int, latent: int, dtype: torch.dtype
+) -> tuple[float, float, float]:
+    """Processor seconds by thread, wall seconds and the peak of memory in bytes; config None: the plain U-Net."""
+    data = inputs(frames, latent, "cpu", dtype)
+    if config is None:
+        network, text = plain_unet("cpu", dtype), data["text"].expand(frames, -1, -1)
+        step = lambda: network(data["latents"], data["times"], encoder_hidden_states=text)  # noqa: E731
+    else:
+        step = our_step(filled(Denoiser(config, device="meta", dtype=dtype), "cpu"), data)
+    return *seconds_of(step), process_memory.peak()
+
+
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latent", type=int, default=64)
@@ -145,34 +161,25 @@ def main() -> None:
     print("\n| setting | TFLOP | times plain |\n|---|---|---|")
     settings = {"SeTe-VSR": DenoiserConfig.sd21(), "lighter": DenoiserConfig.sd21().lighter(),
                 "without the new modules": DenoiserConfig.sd21(**NEW)}  # fmt: skip
+    flops = {}
     for title, config in settings.items():
         network = Denoiser(config, device="meta", dtype=dtype).requires_grad_(False)
-        flops = count(our_step(network, empty)).flops
-        print(f"| {title} | {flops / 1e12:.3f} | {flops / plain_flops:.2f} |", flush=True)
+        flops[title] = count(our_step(network, empty)).flops
+        print(f"| {title} | {flops[title] / 1e12:.3f} | {flops[title] / plain_flops:.2f} |", flush=True)
     if args.count_only:
         return
     rate = matmul_rate("cpu", dtype)
     print(f"\nmatrix multiplications of this machine: {rate / 1e9:.0f} GFLOP/s\n")
-    print("| step | TFLOP | processor s by thread | wall s | times plain | share of the matrix rate |")
-    print("|---|---|---|---|---|---|")
-    data, first = inputs(*size, "cpu", dtype), 0.0
-    timed = {"plain SD 2.1, diffusers": None, **dict(reversed(settings.items()))}
-    for name, config in timed.items():
-        if config is None:
-            network = plain_unet("cpu", dtype)
-            text = data["text"].expand(args.frames, -1, -1)
-            step = lambda net=network, t=text: net(data["latents"], data["times"], encoder_hidden_states=t)  # noqa: E731
-            flops = plain_flops
-        else:
-            network = filled(Denoiser(config, device="meta", dtype=dtype), "cpu")
-            step = our_step(network, data)
-            flops = count(our_step(Denoiser(config, device="meta", dtype=dtype), empty)).flops
-        work, wall = seconds_of(step)
+    print("| step | TFLOP | processor s by thread | wall s | times plain | share of the matrix rate "
+          "| peak memory, GB |")
+    print("|---|---|---|---|---|---|---|")
+    plain, first = "plain SD 2.1, diffusers", 0.0
+    flops[plain] = plain_flops
+    for title in (plain, *reversed(settings)):
+        work, wall, peak = process_memory.in_own_process(args.threads, time_step, settings.get(title), *size, dtype)
         first = first or work
-        print(f"| {name} | {flops / 1e12:.3f} | {work:.2f} | {wall:.2f} | {work / first:.2f} | "
-              f"{flops / work / rate:.2f} |", flush=True)
-        del network, step
-        gc.collect()
+        print(f"| {title} | {flops[title] / 1e12:.3f} | {work:.2f} | {wall:.2f} | {work / first:.2f} | "
+              f"{flops[title] / work / rate:.2f} | {peak / 2**30:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
 import shutil
 import tempfile
 import time
@@ -193,25 +192,12 @@ def run(files: Files, folder: Path, latent: int, frames: int) -> Measured:
     return found
 
 
-def in_own_process(call: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a call in a fresh process, so that memory of one layout does not count for the next."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(call, arguments)
-
-
-def limited(threads: int | None, call: Callable[..., Any], *arguments: Any) -> Any:
-    if threads:
-        torch.set_num_threads(threads)
-    return call(*arguments)
-
-
 def measure(name: str, args: argparse.Namespace) -> Measured:
     folder = Path(tempfile.mkdtemp(prefix="setevsr-full-size-", dir=args.folder))
     try:
-        files = in_own_process(limited, args.threads, LAYOUTS[name], folder, args.sam2)
+        files = process_memory.in_own_process(args.threads, LAYOUTS[name], folder, args.sam2)
         disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        found = in_own_process(limited, args.threads, run, files, folder, args.latent, args.frames)
+        found = process_memory.in_own_process(args.threads, run, files, folder, args.latent, args.frames)
         found.disk = disk
         return found
     finally:

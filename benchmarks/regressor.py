@@ -93,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pack", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="run folder; an interrupted run there is resumed")
+    parser.add_argument("--start", type=Path, help="a regressor.safetensors to go on from, in a run of its own")
     parser.add_argument("--vgg", type=Path, help="VGG16 convolutions as safetensors; else torchvision's are fetched")
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop at the first step past so many")
@@ -120,9 +121,13 @@ def main(argv: list[str] | None = None) -> None:
     data, processes = PackedDataset(args.pack), Processes(args.device)
     torch.manual_seed(args.seed)
     network = compact(args.width, args.convolutions, data.scale).to(processes.device)
+    if args.start:
+        from safetensors.torch import load_file
+
+        network.load_state_dict(load_file(args.start))
     perceptual = PerceptualLoss(args.vgg).to(processes.device) if args.lpips_weight else None
     loss = PixelLoss(perceptual, args.lpips_weight, args.batch, args.lpips_patch, args.l1_weight)
-    options = {key: value for key, value in vars(args).items() if key not in ("pack", "out", "vgg")}
+    options = {key: value for key, value in vars(args).items() if key not in ("pack", "out", "vgg", "start")}
     record = Trainer(RegressorStage(network, loss), data, settings, args.out, save, processes, options).run()
     weights = sum(p.numel() for p in network.parameters())
     print(f"{args.out / 'regressor.safetensors'}: {weights / 1e6:.2f} million weights, {record['steps']} steps in "

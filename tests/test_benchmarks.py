@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from benchmarks import ablation, measuring, regressor, sampling, tiles
 from setevsr_core.checkpoints.presets import preset_folder
@@ -36,8 +37,9 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- the regressor --------------------------------------------------------------------------------------------------
 def test_the_regressor_trains_and_is_a_method_of_evaluate(packed: Path, tmp_path: Path) -> None:
     pytest.importorskip("spandrel")
-    regressor.main([str(packed), "--out", str(tmp_path), "--steps", "2", "--batch", "2", "--crop", "32", "--width", "8",
-                    "--convolutions", "2", "--lpips-weight", "0", "--precision", "fp32", "--device", "cpu"])
+    command = [str(packed), "--batch", "2", "--crop", "32", "--width", "8", "--convolutions", "2", "--lpips-weight",
+               "0", "--precision", "fp32", "--device", "cpu"]  # fmt: skip
+    regressor.main([*command, "--out", str(tmp_path), "--steps", "2"])
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["steps"] == 2 and math.isfinite(record["final_l1"])
 
@@ -49,6 +51,12 @@ def test_the_regressor_trains_and_is_a_method_of_evaluate(packed: Path, tmp_path
     assert result.shape == (2, 48, 80, 3)
     repeated = Clip.lr.repeat_interleave(4, 1).repeat_interleave(4, 2)
     assert 0 < (result - repeated).abs().max() < 0.1  # two steps from where it starts
+
+    weights = tmp_path / "regressor.safetensors"
+    regressor.main([*command, "--out", str(tmp_path / "on"), "--steps", "1", "--learning-rate", "0", "--start",
+                    str(weights)])  # fmt: skip
+    before, after = load_file(weights), load_file(tmp_path / "on" / "regressor.safetensors")
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
 def test_the_regressor_starts_by_repeating_pixels_and_its_losses_reach_every_layer() -> None:

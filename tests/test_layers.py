@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from setevsr_core.networks.layers import FeedForward
 from setevsr_core.networks.temporal_spatial import TemporalSpatialAwareness
 from setevsr_core.networks.temporal_transformer import TemporalTransformer
+
+from .tiny_networks import tiny_denoiser
 
 FRAMES = 3
 
@@ -30,3 +34,31 @@ def test_no_linear_layer_copies_its_weights_for_every_pixel(kind: Any) -> None:
             layer.register_forward_pre_hook(look)
     module(torch.randn(FRAMES, 64, 4, 5), FRAMES)
     assert copies and max(copies) <= FRAMES
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Flash attention kernel")
+def test_every_attention_takes_a_fused_kernel() -> None:
+    """Otherwise all scores of all frames lie in memory at once; a fused kernel wants a head's channels side by side."""
+    denoiser = tiny_denoiser()
+    latents, times = torch.randn(FRAMES, 4, 16, 16), torch.full((FRAMES,), 10)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        with pytest.raises(RuntimeError), pytest.warns(UserWarning, match="stride 1"):
+            strided = torch.randn(1, 2, 8, 5).transpose(-1, -2)
+            nn.functional.scaled_dot_product_attention(strided, strided, strided)
+        maps = denoiser.encode_lr(latents, times)
+        result = denoiser(latents, times, num_frames=FRAMES, lr_maps=maps, text=torch.randn(1, 3, 8),
+                          semantics=torch.randn(FRAMES, 256, 4, 4))  # fmt: skip
+    assert result.shape == latents.shape
+
+
+def test_a_feed_forward_gives_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, tokens = FeedForward(16), torch.randn(2, 7, 16)
+    whole = layer(tokens)  # gradients are wanted: one piece
+    seen: list[int] = []
+    layer.net[0].register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    monkeypatch.setattr(FeedForward, "PIECE", 8 * 16 * 4)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(tokens), whole)
+    assert seen == [4, 4, 4, 2]
