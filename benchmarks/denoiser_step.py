@@ -1,6 +1,6 @@
 """One denoising step at full size against a plain Stable Diffusion 2.1 U-Net: operations, share of every module, time.
 
-    python -m benchmarks.denoiser_step [--latent 64] [--frames 5] [--threads N] [--dtype bfloat16] [--count-only]
+    python -m benchmarks.denoiser_step [--latent 64] [--frames 5] [--threads N] [--dtype float32] [--count-only]
 
 Operations are counted on tensors without data. Times are of random weights (they take about 4 GB in bfloat16), one
 step after a warm-up, in processor seconds divided by threads, so that a busy machine disturbs them little. Each row
@@ -20,6 +20,7 @@ from torch import nn
 
 from setevsr_core.estimate import matmul_rate
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
+from setevsr_core.precision import automatic_dtype
 from setevsr_core.workload import count
 
 from . import process_memory
@@ -129,11 +130,13 @@ def time_step(
 
 @torch.no_grad()
 def main() -> None:
+    native = str(automatic_dtype("cpu")).removeprefix("torch.")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latent", type=int, default=64)
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=native,
+                        help="default: bfloat16 where the processor computes in it")
     parser.add_argument("--count-only", action="store_true", help="operations only, no times")
     args = parser.parse_args()
     if args.threads:

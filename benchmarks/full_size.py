@@ -3,11 +3,12 @@
     python -m benchmarks.full_size [--only native mgld-vsr] [--latent 64] [--frames 5] [--sam2 large] [--threads N]
 
 For each layout: files with the names, shapes and number types of the published ones in a temporary folder; in a
-process of its own they are loaded in bfloat16 and stored as native files, which must load as the same network; then a
-segment of `--frames` frames is encoded, read by SAM 2 where the layout has it, denoised by one step and decoded on the
-CPU (64 latents are 512 pixels). The files are deleted before the next layout: at most about 10 GB lie on the disk.
-Random weights show that the way is whole, what it takes in memory and how long; their pictures mean nothing. The peak
-is the most that the process had; while a file is converted, the network and the one read back are both there.
+process of its own they are loaded in bfloat16 (in float32 where the processor would have to emulate that) and stored as
+native files, which must load as the same network; then a segment of `--frames` frames is encoded, read by SAM 2 where
+the layout has it, denoised by one step and decoded on the CPU (64 latents are 512 pixels). The files are deleted before
+the next layout: at most about 10 GB lie on the disk. Random weights show that the way is whole, what it takes in memory
+and how long; their pictures mean nothing. The peak is the most that the process had; while a file is converted, the
+network and the one read back are both there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from setevsr_core.precision import automatic_dtype
 from tools.layouts import Shapes, meta_shapes, mgld_shapes, sd21_single_file, sd21_unet, sd21_vae
 
 from . import process_memory
@@ -140,7 +142,7 @@ def load(kind: str, path: Path) -> nn.Module:
         DENOISER: checkpoints.load_denoiser, VAE: checkpoints.load_temporal_vae,
         ENCODER: checkpoints.load_semantic_encoder,
     }  # fmt: skip
-    return loaders[kind](path, dtype=torch.bfloat16)
+    return loaders[kind](path, dtype=automatic_dtype("cpu"))
 
 
 def converted(kind: str, network: nn.Module, folder: Path) -> None:
@@ -224,7 +226,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.latent < 8 or args.latent % 8:
         parser.error("--latent must be a multiple of 8")
-    print(f"{args.frames} frames of {args.latent * 8}x{args.latent * 8}, SAM 2 {args.sam2}, bfloat16, torch "
+    dtype = str(automatic_dtype("cpu")).removeprefix("torch.")
+    print(f"{args.frames} frames of {args.latent * 8}x{args.latent * 8}, SAM 2 {args.sam2}, {dtype}, torch "
           f"{torch.__version__}, {args.threads or torch.get_num_threads()} threads\n")
     print("| layout | million parameters | files, GB | load, s | convert, s | encode, s/frame | SAM 2, s/frame "
           "| one step, s/frame | decode, s/frame | peak memory, GB |")

@@ -1,6 +1,6 @@
 """What other ways to run the same networks would gain: kernels of attention, channels-last weights, compiled blocks.
 
-    python -m benchmarks.kernels [--latent 32] [--frames 5] [--dtype bfloat16] [--without-compile]
+    python -m benchmarks.kernels [--latent 32] [--frames 5] [--dtype float32] [--without-compile]
 
 Full size, random weights: one denoising step (LR encoder and U-Net), one frame of `8 * latent` pixels encoded and
 decoded by the VAE. Each way is timed after a warm-up, in processor seconds divided by threads; the first row is how
@@ -28,6 +28,7 @@ from setevsr_core.networks.spatial_transformer import TransformerBlock
 from setevsr_core.networks.temporal_spatial import TemporalSpatialAwareness
 from setevsr_core.networks.temporal_transformer import TemporalTransformer
 from setevsr_core.networks.temporal_vae import DenseBlock, ResnetBlock, TemporalVAE, VAEConfig
+from setevsr_core.precision import automatic_dtype
 
 from .denoiser_step import filled, inputs, our_step, seconds_of
 
@@ -95,11 +96,13 @@ def works(latent: int, frames: int, dtype: torch.dtype) -> dict[str, Callable[[C
 
 @torch.no_grad()
 def main() -> None:
+    native = str(automatic_dtype("cpu")).removeprefix("torch.")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latent", type=int, default=32)
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=native,
+                        help="default: bfloat16 where the processor computes in it")
     parser.add_argument("--without-compile", action="store_true")
     args = parser.parse_args()
     if args.threads:
