@@ -1,6 +1,7 @@
 """One denoising step at full size against a plain Stable Diffusion 2.1 U-Net: operations, share of every module, time.
 
-    python -m benchmarks.denoiser_step [--latent 64] [--frames 5] [--threads N] [--dtype float32] [--count-only]
+    python -m benchmarks.denoiser_step [--latent 64] [--frames 5] [--threads N] [--dtype float32] [--repeat 3]
+    python -m benchmarks.denoiser_step --count-only
 
 Operations are counted on tensors without data. Times are of random weights (they take about 4 GB in bfloat16), one
 step after a warm-up, in processor seconds divided by threads, so that a busy machine disturbs them little. Each row
@@ -106,17 +107,21 @@ def module_shares(network: Any, data: dict[str, torch.Tensor]) -> dict[str, floa
     return {title: flops for title, flops in spent.items() if flops}
 
 
-def seconds_of(step: Callable[[], Any]) -> tuple[float, float]:
-    """(processor seconds by thread, wall seconds) of one call after a warm-up."""
+def seconds_of(step: Callable[[], Any], repeat: int = 1) -> tuple[float, float]:
+    """(processor seconds by thread, wall seconds) of the quickest of `repeat` calls after a warm-up."""
+
+    def once() -> tuple[float, float]:
+        wall, work = time.perf_counter(), time.process_time()
+        step()
+        return (time.process_time() - work) / torch.get_num_threads(), time.perf_counter() - wall
+
     step()
-    wall, work = time.perf_counter(), time.process_time()
-    step()
-    return (time.process_time() - work) / torch.get_num_threads(), time.perf_counter() - wall
+    return min(once() for _ in range(repeat))
 
 
 @torch.no_grad()
 def time_step(
-    config: DenoiserConfig | None, frames: int, latent: int, dtype: torch.dtype
+    config: DenoiserConfig | None, frames: int, latent: int, dtype: torch.dtype, repeat: int
 ) -> tuple[float, float, float]:
     """Processor seconds by thread, wall seconds and the peak of memory in bytes; config None: the plain U-Net."""
     data = inputs(frames, latent, "cpu", dtype)
@@ -125,7 +130,7 @@ def time_step(
         step = lambda: network(data["latents"], data["times"], encoder_hidden_states=text)  # noqa: E731
     else:
         step = our_step(filled(Denoiser(config, device="meta", dtype=dtype), "cpu"), data)
-    return *seconds_of(step), process_memory.peak()
+    return *seconds_of(step, repeat), process_memory.peak()
 
 
 @torch.no_grad()
@@ -137,6 +142,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=native,
                         help="default: bfloat16 where the processor computes in it")
+    parser.add_argument("--repeat", type=int, default=1, help="steps to time; the quickest counts")
     parser.add_argument("--count-only", action="store_true", help="operations only, no times")
     args = parser.parse_args()
     if args.threads:
@@ -179,7 +185,8 @@ def main() -> None:
     plain, first = "plain SD 2.1, diffusers", 0.0
     flops[plain] = plain_flops
     for title in (plain, *reversed(settings)):
-        work, wall, peak = process_memory.in_own_process(args.threads, time_step, settings.get(title), *size, dtype)
+        work, wall, peak = process_memory.in_own_process(
+            args.threads, time_step, settings.get(title), *size, dtype, args.repeat)
         first = first or work
         print(f"| {title} | {flops[title] / 1e12:.3f} | {work:.2f} | {wall:.2f} | {work / first:.2f} | "
               f"{flops[title] / work / rate:.2f} | {peak / 2**30:.1f} |", flush=True)
