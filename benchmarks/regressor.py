@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from setevsr_core.errors import require
 from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.losses import PerceptualLoss
+from setevsr_core.training.options import recorded
 from setevsr_core.training.processes import Processes
 from setevsr_core.training.trainer import PRECISIONS, Batch, Stage, Trainer, TrainSettings
 from setevsr_core.training.vae_stages import PixelLoss, enlarge
@@ -127,8 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         network.load_state_dict(load_file(args.start))
     perceptual = PerceptualLoss(args.vgg).to(processes.device) if args.lpips_weight else None
     loss = PixelLoss(perceptual, args.lpips_weight, args.batch, args.lpips_patch, args.l1_weight)
-    options = {key: value for key, value in vars(args).items() if key not in ("pack", "out", "vgg", "start")}
-    record = Trainer(RegressorStage(network, loss), data, settings, args.out, save, processes, options).run()
+    record = Trainer(RegressorStage(network, loss), data, settings, args.out, save, processes, recorded(args)).run()
     weights = sum(p.numel() for p in network.parameters())
     print(f"{args.out / 'regressor.safetensors'}: {weights / 1e6:.2f} million weights, {record['steps']} steps in "
           f"{record['seconds']} s, L1 {record['final_l1']:.4f}")
