@@ -16,7 +16,8 @@ class SplitSegments(io.ComfyNode):
             node_id="SeTeVSRSplitSegments",
             display_name="Split Segments (SeTe-VSR)",
             category=widgets.STAGES,
-            description="Plans which frames are restored together: overlapping segments that never cross a scene cut.",
+            description="Plans which frames are restored together: overlapping segments that never cross a scene cut. "
+            "Averages every frame with its neighbours along the motion, which takes away noise and flicker.",
             search_aliases=widgets.ALIASES,
             inputs=[
                 io.Image.Input("images", tooltip="Frames of one video, in order. Alpha is enlarged along."),
@@ -24,6 +25,7 @@ class SplitSegments(io.ComfyNode):
                 widgets.length(),
                 widgets.overlap(),
                 widgets.scene_cuts(),
+                widgets.steady(),
             ],
             outputs=[
                 sockets.Segments.Output("segments", tooltip="For all other stages: frames, plan and scale."),
@@ -33,15 +35,24 @@ class SplitSegments(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images: torch.Tensor, scale: float, length: int = 5, overlap: int = 2, scene_cuts: str = "auto"
+        cls,
+        images: torch.Tensor,
+        scale: float,
+        length: int = 5,
+        overlap: int = 2,
+        scene_cuts: str = "auto",
+        steady: int = 2,
     ) -> io.NodeOutput:
         from ..setevsr_core.video.scenes import detect_cuts
         from ..setevsr_core.video.segments import plan_spans
+        from ..setevsr_core.video.steadying import steady_video
+        from .progress import NodeProgress
 
         checks.require_frames(images)
         cuts = detect_cuts(images) if scene_cuts == "auto" else ()
         spans = plan_spans(len(images), length, overlap, cuts)
-        return io.NodeOutput(SegmentSet(images, spans, scale, VideoIdentity.of(images)), len(spans))
+        frames = steady_video(images, steady, cuts, NodeProgress().count)
+        return io.NodeOutput(SegmentSet(frames, spans, scale, VideoIdentity.of(frames)), len(spans))
 
 
 class StitchSegments(io.ComfyNode):

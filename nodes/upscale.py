@@ -67,6 +67,7 @@ class UpscaleImages(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="Frames of one video, in order, or one picture. Alpha is kept."),
                 *shared_widgets(),
+                widgets.steady(),
                 *network_inputs(),
                 io.Audio.Input("audio", optional=True, tooltip="Passed through untouched, for a tidy graph."),
                 sockets.VideoInfo.Input(
@@ -139,6 +140,7 @@ class UpscaleVideo(io.ComfyNode):
                     "'local' for all GPUs of this machine: its workers restore several segments at once, with the "
                     "same result. Needs the Python package ray.",
                 ),
+                widgets.steady(),
                 *network_inputs(),
             ],
             outputs=[io.Video.Output("video", tooltip="The restored video, with the sound of the input.")],
@@ -186,6 +188,7 @@ def run_restorer(
     colour: str = "wavelet",
     tile: int = 64,
     tile_overlap: int = 16,
+    steady: int = 2,
     precision: str = "auto",
     denoiser: ComponentHandle | None = None,
     vae: ComponentHandle | None = None,
@@ -200,6 +203,7 @@ def run_restorer(
         **sampling_choices(steps=steps, sampler=sampler, strength=strength),
         "scale": scale, "seed": seed, "length": length, "overlap": overlap, "cuts": cut_choice(scene_cuts),
         "fusion": fusion, "colour": colour, "tile": tile, "tile_overlap": tile_overlap,
+        "steady": steady,
     }  # fmt: skip
 
     if cluster.strip():

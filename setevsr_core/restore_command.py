@@ -29,6 +29,7 @@ _SETTINGS = (
     "fusion",
     "tile",
     "tile_overlap",
+    "steady",
 )
 
 
@@ -66,6 +67,10 @@ def add_parser(subparsers: Any) -> None:
         "--tile", type=int, help="side of a diffusion tile in latent pixels (8 output pixels each), 0 for none"
     )
     parser.add_argument("--tile-overlap", type=int, help="overlap of the tiles in latent pixels")
+    parser.add_argument(
+        "--steady", type=int, metavar="RADIUS",
+        help="average every frame along the motion with so many before and after it, 0 to 4 (default: the preset's)",
+    )  # fmt: skip
     parser.add_argument(
         "--no-cuts", action="store_true", help="do not look for scene cuts (else no segment crosses a cut)"
     )

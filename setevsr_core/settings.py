@@ -21,6 +21,7 @@ class RestoreSettings:
     input. sampler: ddpm, ddim, dpmpp_2m, unipc, lcm or tcd. length, overlap: frames restored together and shared with
     the next segment. cuts: None, "auto" (found while reading), or the frame indices at which a new scene begins.
     fusion: 0..1, weight of the decoder's skip features (1 as trained). colour: wavelet, adain, lab or none.
+    steady: 0..4, frames on each side that every frame is averaged with along the motion before it is restored; 0 = off.
     tile, tile_overlap: latent pixels (8 times as many output pixels), 0 = no tiles; tile is a multiple of 8.
     """
 
@@ -36,10 +37,12 @@ class RestoreSettings:
     colour: str = "wavelet"
     tile: int = 64
     tile_overlap: int = 16
+    steady: int = 0
 
     def __post_init__(self) -> None:
         from .sampling.samplers import CONSISTENCY_STEPS, SAMPLERS
         from .sampling.tiles import check_tiling
+        from .video.steadying import MAX_RADIUS
 
         if not isinstance(self.cuts, str) and self.cuts is not None:
             object.__setattr__(self, "cuts", _cut_indices(self.cuts))
@@ -58,6 +61,7 @@ class RestoreSettings:
             _choice("cuts", self.cuts, ("auto",))
         _number("fusion", self.fusion, 0, 1)
         _choice("colour", self.colour, COLOURS)
+        _whole("steady", self.steady, 0, MAX_RADIUS)
         _whole("tile", self.tile, 0, 2**16)
         _whole("tile_overlap", self.tile_overlap, 0, 2**16)
         check_tiling(self.tile, self.tile_overlap)

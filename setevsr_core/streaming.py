@@ -15,7 +15,8 @@ from torch import Tensor
 from . import stages
 from .errors import InputError
 from .settings import RestoreSettings
-from .video.segments import Span, iter_spans
+from .video.segments import Span, Window, iter_windows
+from .video.steadying import steady_spans
 from .video.stitch import Stitcher
 
 Segments = Iterator[tuple[Span, Tensor]]
@@ -63,14 +64,20 @@ def restored_blocks(
 
 
 def _due(frames: Iterable[Tensor], settings: RestoreSettings, resume: Resume) -> Segments:
-    """The segments that are still to be computed."""
-    spans = iter_spans(_checked(frames), settings.length, settings.overlap, _detector(settings))
+    """The segments that are still to be computed, their frames steadied if the settings say so."""
+    return steady_spans(_due_windows(frames, settings, resume), settings.steady)
+
+
+def _due_windows(frames: Iterable[Tensor], settings: RestoreSettings, resume: Resume) -> Iterator[Window]:
+    windows = iter_windows(
+        _checked(frames), settings.length, settings.overlap, _detector(settings), context=settings.steady
+    )
     empty = True
-    for span, segment in spans:
+    for span, window, segment in windows:
         empty = False
         first = resume.first_frame
         if span.stop > first if resume.carried is None else span.start >= first:
-            yield span, segment
+            yield span, window, segment
     if empty:
         raise InputError("there are no frames to restore: the video is empty")
 

@@ -112,7 +112,7 @@ def test_every_setting_reaches_the_result(restorer: Restorer) -> None:
     changes: list[dict[str, Any]] = [
         {"steps": 3}, {"strength": 0.5}, {"sampler": "ddim"}, {"length": 3}, {"overlap": 0}, {"cuts": [1]},
         {"fusion": 0.5}, {"fusion": 0.0}, {"colour": "adain"}, {"colour": "none"}, {"tile": 8, "tile_overlap": 0},
-        {"text": torch.ones(1, 3, 8)}, {"steps": 0},
+        {"text": torch.ones(1, 3, 8)}, {"steps": 0}, {"steady": 1},
     ]  # fmt: skip
     for change in changes:
         assert not torch.equal(restorer.restore(frames, **{**base, **change}), reference), change
@@ -253,6 +253,7 @@ def test_stream_refuses_bad_frames_by_number(restorer: Restorer) -> None:
         ("scale", 0.5), ("scale", 9), ("scale", "4"), ("steps", -1), ("steps", 1001), ("steps", 2.5), ("seed", -1),
         ("seed", 2**64), ("strength", 0), ("strength", 1.5), ("sampler", "euler"), ("length", 0), ("overlap", 5),
         ("cuts", "often"), ("fusion", 2), ("colour", "sepia"), ("tile", 60), ("tile_overlap", 64), ("tile_overlap", -1),
+        ("steady", 5), ("steady", 0.5),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(restorer: Restorer, name: str, value: Any) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, SettingsError, VideoError
+from ..video.steadying import MAX_RADIUS
 from .degradation import DegradationConfig
 from .sources import crop_reduced, draw_path, film_photo, find_cuts, gradient_energy, read_photo, read_window
 
@@ -36,6 +37,7 @@ class PackSettings:
     photo_reduction: tuple[float, float] = (1.3, 4.0)
     lead_in: int = 4  # up to so many frames are degraded first and dropped: real segments start inside a stream
     sharpen_weight: float = 0.5  # unsharp mask of the target; 0 = off
+    steady: int = 0  # radius by which degraded frames are averaged along the motion, as at restoring; 0 = off
     min_energy: float = 5.0
     flat_share: float = 0.08  # crops that are taken whatever their gradient energy
     tries: int = 8
@@ -46,6 +48,8 @@ class PackSettings:
             raise SettingsError("segments, frames and shard_segments of a pack must be 1 or more.")
         if self.scale < 1 or self.size % self.scale:
             raise SettingsError(f"size={self.size} of a pack must be a multiple of scale={self.scale}.")
+        if not 0 <= self.steady <= MAX_RADIUS:
+            raise SettingsError(f"steady={self.steady} of a pack must lie in 0..{MAX_RADIUS}.")
         if not 0 <= self.photo_share <= 1 or not 0 <= self.flat_share <= 1:
             raise SettingsError("photo_share and flat_share of a pack must lie in 0..1.")
         if min(*self.reduction, *self.photo_reduction) < 1:

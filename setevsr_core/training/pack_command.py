@@ -28,6 +28,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--photo-share", type=float, default=0.3, help="share of pictures, 0 to 1 (default: 0.3)")
     parser.add_argument("--sharpen", type=float, default=0.5, help="sharpening of the targets, 0 = off (default: 0.5)")
+    parser.add_argument("--steady", type=int, default=0, metavar="RADIUS", help="average degraded frames along the "
+                        "motion with so many before and after, as a preset with this setting does (default: 0)")
     parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="clips or pictures to leave out, such "
                         "as those kept for measuring (NAME or FOLDER/NAME)")
     parser.add_argument("--device", help="blurs, resizes and noise by torch there, such as cuda (default: OpenCV)")
@@ -55,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         photo_share=args.photo_share,
         sharpen_weight=args.sharpen,
+        steady=args.steady,
         device=args.device,
         without=args.without,
     )

@@ -20,8 +20,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..errors import SettingsError, require
+from ..video.steadying import steady
 from .degradation import Degradation
 from .drawing import PackSettings, draw_shard
 from .sources import Source, list_material
@@ -95,12 +97,16 @@ def _write_plan(
     path = out / "meta.json"
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
-        keep = {"segments": 0}  # a pack may be made longer later
-        if {**old, "settings": {**old["settings"], **keep}} != {**plan, "settings": {**plan["settings"], **keep}}:
+        if _comparable(old) != _comparable(plan):
             raise SettingsError(f"'{out}' holds a pack of other settings or material; choose another folder.")
     part = path.with_name("meta.json.part")
     part.write_text(json.dumps(plan, indent=1), encoding="utf-8")
     os.replace(part, path)
+
+
+def _comparable(plan: dict) -> dict:
+    """A plan without its number of segments: a pack may be made longer later. Older ones do not know `steady`."""
+    return {**plan, "settings": {"steady": 0, **plan["settings"], "segments": 0}}
 
 
 def _note(source: Source | str | Path) -> dict[str, str]:
@@ -118,7 +124,7 @@ def write_shard(out: Path, index: int, settings: PackSettings, videos: list[Path
         records.append(record)
         record["degradation_seed"] = int(rng.integers(2**63))
         low = degrade(clip, record["degradation_seed"], settings.scale)
-        small.append(low[-settings.frames :])
+        small.append(steady_frames(low[-settings.frames :], settings.steady))
         clean.append(sharpen(clip[-settings.frames :], settings.sharpen_weight))
     folder = shard_folder(out, index)
     part = folder.with_name(folder.name + ".part")
@@ -128,6 +134,14 @@ def write_shard(out: Path, index: int, settings: PackSettings, videos: list[Path
     np.save(part / "lr.npy", np.stack(small))
     (part / "meta.json").write_text(json.dumps({"shard": index, "segments": records}, indent=0), encoding="utf-8")
     os.replace(part, folder)
+
+
+def steady_frames(frames: np.ndarray, radius: int) -> np.ndarray:
+    """`video.steadying.steady` of (T, H, W, 3) uint8: what networks see where a preset steadies its input."""
+    if not radius:
+        return frames
+    steadied = steady(torch.from_numpy(frames).float() / 255, radius)
+    return (steadied * 255).round().byte().numpy()
 
 
 def sharpen(frames: np.ndarray, weight: float, threshold: float = 10.0, kernel: int = 51) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -30,6 +31,10 @@ class Span:
     @property
     def indices(self) -> range:
         return range(self.start, self.stop)
+
+
+Window = tuple[Span, Span, Tensor]
+"""A span, the span with the frames around it, and those frames (T,H,W,C)."""
 
 
 class CutDetector(Protocol):
@@ -69,17 +74,20 @@ def plan_spans(num_frames: int, length: int = 5, overlap: int = 2, cuts: Iterabl
     check_layout(length, overlap)
     if num_frames < 0:
         raise SettingsError(f"num_frames is {num_frames}; it cannot be negative")
-    borders = [0, *sorted({cut for cut in cuts if 0 < cut < num_frames}), num_frames]
     return tuple(
         span
-        for begin, end in zip(borders, borders[1:], strict=False)
-        for span in _plan_shot(begin, end, length, length - overlap)
+        for shot in shots(num_frames, cuts)
+        for span in _plan_shot(shot.start, shot.stop, length, length - overlap)
     )
 
 
+def shots(num_frames: int, cuts: Iterable[int] = ()) -> tuple[Span, ...]:
+    """The shots of a video, in order; cuts at 0, at or beyond `num_frames`, and repeated ones change nothing."""
+    borders = [0, *sorted({cut for cut in cuts if 0 < cut < num_frames}), num_frames]
+    return tuple(Span(begin, end) for begin, end in pairwise(borders) if begin < end)
+
+
 def _plan_shot(begin: int, end: int, length: int, step: int) -> Iterator[Span]:
-    if begin == end:
-        return
     if end - begin <= length:
         yield Span(begin, end)
         return
@@ -115,15 +123,28 @@ def iter_spans(
     overlap: int = 2,
     cut_detector: CutDetector | Iterable[int] | None = None,
 ) -> Iterator[tuple[Span, Tensor]]:
-    """The plan of `plan_spans` over a stream: yields (span, frames (T,H,W,C)).
+    """The plan of `plan_spans` over a stream: yields (span, frames (T,H,W,C)); as `iter_windows` without context."""
+    for span, _, stacked in iter_windows(frames, length, overlap, cut_detector):
+        yield span, stacked
 
-    `frames` are (H,W,C), all of one size. `cut_detector` is a detector, or the cuts themselves. Only about
-    2 * length frames, plus those the detector looks ahead, are held at a time.
+
+def iter_windows(
+    frames: Iterable[Tensor],
+    length: int = 5,
+    overlap: int = 2,
+    cut_detector: CutDetector | Iterable[int] | None = None,
+    context: int = 0,
+) -> Iterator[Window]:
+    """The plan of `plan_spans` over a stream, with the frames around: yields (span, window, frames of the window).
+
+    The window is the span and up to `context` frames before and after it, as far as its shot goes. `frames` are
+    (H,W,C), all of one size. `cut_detector` is a detector, or the cuts themselves. Only about 2 * (length + context)
+    frames, plus those the detector looks ahead, are held at a time.
     Errors: SettingsError for an impossible layout, InputError when a frame differs in shape from the first.
     """
     check_layout(length, overlap)
     detector = _as_detector(cut_detector)
-    planner = _StreamPlanner(length, length - overlap)
+    planner = _StreamPlanner(length, length - overlap, context)
     for frame in frames:
         planner.add_frame(frame)
         planner.add_cuts(detector.push(frame))
@@ -144,9 +165,10 @@ def _as_detector(cuts: CutDetector | Iterable[int] | None) -> CutDetector:
 class _StreamPlanner:
     """Holds the frames that a later span may still need, and emits spans as soon as they are certain."""
 
-    def __init__(self, length: int, step: int) -> None:
+    def __init__(self, length: int, step: int, context: int = 0) -> None:
         self._length = length
         self._step = step
+        self._context = context
         self._frames: list[Tensor] = []
         self._shape: torch.Size | None = None
         self._base = 0  # index of self._frames[0] in the video
@@ -171,33 +193,33 @@ class _StreamPlanner:
     def add_cuts(self, cuts: Iterable[int]) -> None:
         self._cuts.extend(cut for cut in cuts if cut > self._shot)
 
-    def ready(self, decided: int) -> Iterator[tuple[Span, Tensor]]:
-        """All spans that are certain when the cuts below `decided` are known."""
-        while True:
-            end = self._cuts[0] if self._cuts else None
-            if end is not None and self._next + self._length > end:
-                yield from self.close_shot(end)
-                self._cuts.pop(0)
-            elif self._next + self._length <= decided:
-                yield self._emit(Span(self._next, self._next + self._length))
-                self._next += self._step
-            else:
-                return
+    def ready(self, decided: int) -> Iterator[Window]:
+        """All spans that are certain, with what is around them, when the cuts below `decided` are known."""
+        while self._cuts:
+            yield from self.close_shot(self._cuts.pop(0))
+        while self._next + self._length + self._context <= decided:
+            yield self._emit(Span(self._next, self._next + self._length), decided)
+            self._next += self._step
 
-    def close_shot(self, end: int) -> Iterator[tuple[Span, Tensor]]:
-        """The last span of the shot that ends before `end`, if frames are left over; the next shot begins at `end`."""
+    def close_shot(self, end: int) -> Iterator[Window]:
+        """The spans that are left of the shot that ends before `end`; the next shot begins at `end`."""
+        while self._next + self._length <= end:
+            yield self._emit(Span(self._next, self._next + self._length), end)
+            self._next += self._step
         if self._covered < end:
-            yield self._emit(Span(max(self._shot, end - self._length), end))
+            yield self._emit(Span(max(self._shot, end - self._length), end), end)
         self._drop_before(end)
         self._shot = self._next = end
 
-    def _emit(self, span: Span) -> tuple[Span, Tensor]:
-        stacked = torch.stack(self._frames[span.start - self._base : span.stop - self._base])
+    def _emit(self, span: Span, end: int) -> Window:
+        """`end`: frames from there on are not, or not yet known to be, of this shot."""
+        window = Span(max(span.start - self._context, self._shot), min(span.stop + self._context, end))
+        stacked = torch.stack(self._frames[window.start - self._base : window.stop - self._base])
         # A later span of this shot starts at least one frame further on.
-        self._drop_before(span.start + 1)
+        self._drop_before(max(span.start + 1 - self._context, self._shot))
         self._covered = span.stop
-        return span, stacked
+        return span, window, stacked
 
     def _drop_before(self, index: int) -> None:
-        del self._frames[: index - self._base]
-        self._base = index
+        del self._frames[: max(index - self._base, 0)]
+        self._base = max(index, self._base)

@@ -1,0 +1,130 @@
+"""Motion-compensated temporal averaging of the frames that come in, before anything is restored.
+
+Noise, grain and the traces of compression change from frame to frame, what was filmed does not. What a network would
+take for detail in one frame, and for other detail in the next, is quieter once each frame is averaged with its
+neighbours along the motion. The motion is that of dense optical flow (DIS, Kroeger et al. 2016, by OpenCV); a
+neighbour counts where it still looks alike after it was moved, so that nothing trails behind what moves or appears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import SettingsError, require
+from .segments import Span, Window, shots
+
+MAX_RADIUS = 4
+LIKENESS = 0.06
+"""Difference of two smoothed frames (mean over the channels, of 0..1) at which a neighbour's weight is 1/e."""
+
+_SMOOTHING = 0.75  # sigma of the Gaussian, in pixels: before the search for motion, and about so much for the likeness
+_SMALL = 640  # up to this longer side, motion is searched in frames of twice the size: finer than whole pixels
+_TINY = 16  # a shorter side below this, as it is searched, is too small for OpenCV's pyramid
+
+
+def steady(frames: Tensor, radius: int, wanted: range | None = None) -> Tensor:
+    """Frames (T,H,W,3|4) in 0..1, consecutive and of one shot, averaged along the motion: (len(wanted),H,W,C) fp32.
+
+    radius: frames before and after that each takes part in, 0 to `MAX_RADIUS`; at the ends fewer are there. wanted:
+    the places in `frames` to compute, all of them by default; what a frame becomes depends on the frames within its
+    radius alone. Alpha stays as it is. Errors: SettingsError, MissingPackageError without OpenCV.
+    """
+    if not 0 <= radius <= MAX_RADIUS:
+        raise SettingsError(f"steady must be a whole number from 0 to {MAX_RADIUS}, got {radius!r}")
+    wanted = range(len(frames)) if wanted is None else wanted
+    if not radius or len(frames) < 2:
+        return frames[wanted.start : wanted.stop].float()
+    first, last = max(wanted.start - radius, 0), min(wanted.stop + radius, len(frames))
+    views = {place: _View(frames[place]) for place in range(first, last)}
+    averaged = [
+        _average(views[place], [views[other] for other in range(place - radius, place + radius + 1)
+                                if other != place and other in views])
+        for place in wanted
+    ]  # fmt: skip
+    result = frames[wanted.start : wanted.stop].float().clone()
+    result[..., :3] = torch.from_numpy(np.stack(averaged)).to(result.device)
+    return result
+
+
+def steady_video(
+    frames: Tensor, radius: int, cuts: Iterable[int] = (), on_frame: Callable[[int, int], None] | None = None
+) -> Tensor:
+    """A whole video (N,H,W,3|4), each shot by itself; `cuts` are the first frames of shots. `on_frame(done, total)`
+    follows every frame and may stop the work by raising. Errors: as `steady`.
+    """
+    if not radius:
+        return frames
+    result = torch.empty_like(frames, dtype=torch.float32)
+    for shot in shots(len(frames), cuts):
+        for place in range(len(shot)):
+            index = shot.start + place
+            result[index] = steady(frames[shot.start : shot.stop], radius, range(place, place + 1))[0]
+            if on_frame is not None:
+                on_frame(index + 1, len(frames))
+    return result
+
+
+def steady_spans(windows: Iterable[Window], radius: int) -> Iterator[tuple[Span, Tensor]]:
+    """The averaged frames of every span of `segments.iter_windows(context=radius)`; those that two share, only once."""
+    known: dict[int, Tensor] = {}
+    for span, window, frames in windows:
+        if not radius:
+            yield span, frames
+            continue
+        known = {index: frame for index, frame in known.items() if index >= span.start}
+        new = range(max([span.start, *(index + 1 for index in known)]), span.stop)
+        wanted = range(new.start - window.start, new.stop - window.start)
+        known.update(zip(new, steady(frames, radius, wanted), strict=True))
+        yield span, torch.stack([known[index] for index in span.indices])
+
+
+class _View:
+    """A frame as the search for motion and the comparison see it."""
+
+    def __init__(self, frame: Tensor) -> None:
+        cv2 = _opencv()
+        self.pixels = frame[..., :3].detach().float().clamp(0, 1).cpu().contiguous().numpy()
+        height, width = self.pixels.shape[:2]
+        self.factor = 2 if max(height, width) <= _SMALL else 1
+        grey = self.pixels.mean(axis=2)
+        if self.factor > 1:
+            grey = cv2.resize(grey, (width * self.factor, height * self.factor), interpolation=cv2.INTER_CUBIC)
+        grey = cv2.GaussianBlur(grey, (0, 0), _SMOOTHING * self.factor)
+        self.grey = np.rint(grey.clip(0, 1) * 255).astype(np.uint8)
+        self.smooth = cv2.GaussianBlur(self.pixels, (0, 0), 1.0)
+
+    def motion_to(self, other: _View) -> tuple[Any, Any]:
+        """For every pixel of this frame the x and y at which `other` shows the same, as `cv2.remap` takes them."""
+        cv2 = _opencv()
+        height, width = self.pixels.shape[:2]
+        y, x = np.mgrid[:height, :width].astype(np.float32)
+        if min(self.grey.shape) < _TINY:
+            return x, y
+        flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(self.grey, other.grey, None)
+        if self.factor > 1:
+            flow = cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA) / self.factor
+        return x + flow[..., 0], y + flow[..., 1]
+
+
+def _average(view: _View, neighbours: list[_View]) -> Any:
+    """One frame's pixels (H,W,3) averaged with its neighbours', each moved onto it and weighted by its likeness."""
+    cv2 = _opencv()
+    total, weights = view.pixels.copy(), 1.0
+    for neighbour in neighbours:
+        x, y = view.motion_to(neighbour)
+        smooth = cv2.remap(neighbour.smooth, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        difference = np.abs(smooth - view.smooth).mean(axis=2, keepdims=True)
+        weight = np.exp(-((difference / LIKENESS) ** 2))
+        moved = cv2.remap(neighbour.pixels, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        total += weight * moved
+        weights = weights + weight
+    return (total / weights).clip(0, 1)
+
+
+def _opencv() -> Any:
+    return require("cv2", "opencv-python", "averaging frames along their motion (steady)")
