@@ -140,6 +140,17 @@ def test_native_vae_round_trip(tmp_path: Path) -> None:
     assert_same_weights(network, loaded)
 
 
+@pytest.mark.parametrize("changes", [{"patch": 4}, {"patch": 4, "residual": True}, {"patch": 4, "refine": 4}])
+def test_native_vae_without_metadata_is_read_off_its_shapes(
+    changes: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    network = filled(TemporalVAE(replace(TINY_VAE, **changes)))
+    loaded = checkpoints.load_temporal_vae(network.state_dict())
+    assert loaded.config == network.config
+    assert_same_weights(network, loaded)
+    assert "scaling factor" in caplog.text
+
+
 @torch.no_grad()
 def test_a_new_refinement_changes_no_picture_and_a_trained_one_does(tmp_path: Path) -> None:
     network = filled(TemporalVAE(replace(TINY_VAE, patch=4)))

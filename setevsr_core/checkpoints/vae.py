@@ -31,7 +31,8 @@ def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None 
 
     source: path of a file, of a diffusers folder, or a state dict. dtype: None keeps the stored type (float32 on the
     CPU). changes: fields of `VAEConfig` to alter, for training; temporal, fusion and refining layers this adds are new.
-    A plain SD VAE gives a network without temporal layers and fusion.
+    A plain SD VAE gives a network without temporal layers and fusion. A native state dict without its file's metadata
+    has lost the scaling factor: that of SD is assumed, with a warning.
     Raises `CheckpointError` naming the file, what it is and what was expected.
     """
     file = open_source(source, COMPONENTS[VAE])
@@ -39,6 +40,9 @@ def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None 
     tensors = entry.convert(file.tensors, prefix)
     stored = stored_config(file)
     config = VAEConfig.from_dict(stored) if stored is not None else read_config(shapes_of(tensors), file.name)
+    if stored is None and config.patch > 1:
+        log.warning("%s: without its metadata nothing tells the scaling factor of its latents, SD's %g is assumed; "
+                    "give the path of the native file", file.name, config.scaling_factor)
     config = replace(config, **changes) if changes else config
     log.info("%s: %s", file.name, entry.title)
     return build(partial(TemporalVAE, config), tensors, name=file.name, dtype=dtype, device=device, ops=ops,
@@ -77,6 +81,10 @@ def _read_config(shapes: Shapes) -> VAEConfig:
         "temporal": "decoder.mid_block.temporal_convs.0.temporal_conv.weight" in shapes,
         "fusion_levels": fusion,
     }
+    if sizes["patch"] > 1:  # only our own VAEs fold pixels, and only they may lack the last norm
+        sizes["residual"] = "decoder.conv_norm_out.weight" not in shapes
+    if "decoder.refinement.conv1.weight" in shapes:
+        sizes["refine"] = shapes["decoder.refinement.conv1.weight"][0]
     if fusion:
         sizes["growth"] = shapes[f"decoder.fusion_layer_{fusion[0]}.encode_enc_2.0.conv1.weight"][0]
     return VAEConfig(**sizes)
