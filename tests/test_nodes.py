@@ -260,6 +260,18 @@ def test_composed_graph_and_single_node_give_the_same_bits(
 
 
 @torch.inference_mode()
+def test_steady_averages_frames_in_both_ways_unless_it_is_off(nodes: dict[str, Any], handles: dict[str, Any]) -> None:
+    images, split = clip(), nodes["SeTeVSRSplitSegments"].execute
+    assert split(images, 2.0, 3, 1, "off", steady=0).result[0].frames is images
+    averaged = split(images, 2.0, 3, 1, "off", steady=1).result[0].frames
+    assert averaged.shape == images.shape and not torch.equal(averaged, images)
+    settings = {**SAMPLING, "length": 3, "overlap": 1, "scene_cuts": "off", **handles}
+    upscale = nodes["SeTeVSRUpscaleImages"].execute
+    steadied = upscale(images, "none needed", 2.0, steady=1, **settings).result[0]
+    assert torch.equal(steadied, upscale(averaged, "none needed", 2.0, steady=0, **settings).result[0])
+
+
+@torch.inference_mode()
 def test_latents_follow_comfyuis_scale_and_carry_changes(
     nodes: dict[str, Any], handles: dict[str, Any], pack: ModuleType
 ) -> None:
