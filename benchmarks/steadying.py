@@ -68,3 +68,7 @@ def main(argv: list[str] | None = None) -> None:
                               lpips.distance).means()
             print(f"| {kind} | {radius} | {figures[0]:.4f} | {figures[1]:.2f} | {figures[2]:.2f} | {figures[3]:.2f} | "
                   f"{seconds_of([lr for lr, _ in pairs], radius):.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

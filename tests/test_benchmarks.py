@@ -13,9 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from benchmarks import ablation, measuring, regressor, sampling, tiles
+from benchmarks import ablation, measuring, regressor, sampling, steadying, tiles
 from setevsr_core.checkpoints.presets import preset_folder
 from setevsr_core.errors import InputError, SettingsError
+from setevsr_core.evaluation.datasets import Clip
 from setevsr_core.evaluation.methods import parse_method
 from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.trainer import Batch
@@ -169,3 +170,10 @@ def test_tiles_of_both_schemes() -> None:
     """The baseline's counts are those of the fact sheet, section 5.7."""
     assert [tiles.baseline_tiles(*size) for size in tiles.SIZES] == [1, 12, 12, 54, 72]
     assert tiles.our_tiles(1280, 720, 64, 16) <= 0.67 * tiles.baseline_tiles(1280, 720)
+
+
+def test_clean_frames_are_reduced_to_the_size_of_the_degraded_ones() -> None:
+    clip = Clip("grey", torch.zeros(2, 6, 8, 3), torch.full((2, 24, 32, 3), 0.5), (0, 0, 24, 32), (24, 32))
+    reduced = steadying.reduced(clip)
+    assert reduced.shape == clip.lr.shape and torch.allclose(reduced, torch.tensor(0.5))
+    assert steadying.seconds_of([reduced], 1) > 0

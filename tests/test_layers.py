@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from setevsr_core.networks import layers
 from setevsr_core.networks.layers import FeedForward
 from setevsr_core.networks.temporal_spatial import TemporalSpatialAwareness
 from setevsr_core.networks.temporal_transformer import TemporalTransformer
@@ -53,16 +52,13 @@ def test_every_attention_takes_a_fused_kernel() -> None:
     assert result.shape == latents.shape
 
 
-@pytest.mark.parametrize("shape", [(14, 16), (7, 5, 16), (1, 16)])
-def test_layers_give_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+def test_a_feed_forward_gives_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    layer, rows = FeedForward(16), torch.randn(shape)
+    layer, tokens = FeedForward(16), torch.randn(2, 7, 16)
+    whole = layer(tokens)  # gradients are wanted: one piece
     seen: list[int] = []
     layer.net[0].register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
-    monkeypatch.setattr(layers, "PIECE", 8 * rows[0].numel() * 4)
-    whole = layers.by_pieces(layer, rows)
-    assert seen == [len(rows)]  # gradients are wanted
-    seen.clear()
+    monkeypatch.setattr(FeedForward, "PIECE", 8 * 16 * 4)
     with torch.no_grad():
-        torch.testing.assert_close(layers.by_pieces(layer, rows), whole)
-    assert seen == [min(4, len(rows) - start) for start in range(0, len(rows), 4)]
+        torch.testing.assert_close(layer(tokens), whole)
+    assert seen == [4, 4, 4, 2]

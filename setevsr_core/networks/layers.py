@@ -6,7 +6,6 @@ Shape legend: B videos, T frames, N = B*T, C channels, n tokens, h w latent heig
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,10 +98,13 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU feed-forward with four-fold inner width (SD 2.1: `ff.net.0.proj`, `ff.net.2`)."""
+    """GEGLU feed-forward with four-fold inner width (SD 2.1: `ff.net.0.proj`, `ff.net.2`).
 
-    WIDTH = 8
-    """Numbers of the inner layer for every number that comes in."""
+    On a processor tokens pass in pieces, unless gradients are wanted: the inner layer is eight times as wide as they
+    are, and a piece of it stays in the cache instead of being fresh memory for every operation.
+    """
+
+    PIECE = 2**22  # numbers of the inner layer
 
     def __init__(self, channels: int, *, ops: Any = nn, dtype: torch.dtype | None = None, device: Any = None):
         super().__init__()
@@ -113,24 +115,7 @@ class FeedForward(nn.Module):
         ])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.net[2](self.net[0](tokens))
-
-
-PIECE = 2**22
-"""Numbers of the widest layer in one of the pieces of `by_pieces`."""
-
-
-def by_pieces(layers: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """`layers(rows)`, for layers around a `FeedForward` that treat every row (N, ..., C) by itself and keep its shape.
-
-    On a processor, unless gradients are wanted, the rows pass in pieces: what lies between the layers, eight times as
-    wide as the rows at its widest, then stays in the cache instead of being fresh memory for every operation. The
-    layers see contiguous rows: `Linear` makes a batched product of others, with a copy of its weights for each.
-    """
-    size = max(1, PIECE // (FeedForward.WIDTH * rows[0].numel()))
-    if rows.device.type != "cpu" or torch.is_grad_enabled() or len(rows) <= size:
-        return layers(rows.contiguous())
-    result = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    for piece, part in zip(rows.split(size), result.split(size), strict=True):
-        part.copy_(layers(piece.contiguous()))
-    return result
+        if tokens.device.type != "cpu" or torch.is_grad_enabled():
+            return self.net[2](self.net[0](tokens))
+        pieces = tokens.flatten(0, -2).split(max(1, self.PIECE // (8 * tokens.shape[-1])))
+        return torch.cat([self.net[2](self.net[0](piece)) for piece in pieces]).view_as(tokens)

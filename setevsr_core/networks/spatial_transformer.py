@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import CrossAttention, FeedForward, SelfAttention, by_pieces
+from .layers import CrossAttention, FeedForward, SelfAttention
 from .semantic_attention import SemanticAttention
 from .temporal_spatial import TemporalSpatialAwareness
 from .temporal_transformer import TemporalTransformer
@@ -47,9 +47,6 @@ class TransformerBlock(nn.Module):
         tokens = tokens + self.attn2(self.norm2(tokens), text)
         if self.semantic_attention is not None and semantics is not None:
             tokens = self.semantic_attention(tokens, semantics)
-        return by_pieces(self._feed_forward, tokens.flatten(0, 1)).view_as(tokens)
-
-    def _feed_forward(self, tokens: Tensor) -> Tensor:
         return tokens + self.ff(self.norm3(tokens))
 
 

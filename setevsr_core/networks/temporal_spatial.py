@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import FeedForward, SelfAttention, by_pieces
+from .layers import FeedForward, SelfAttention
 from .temporal_transformer import add_time_positions, frames_to_pixels, pixels_to_frames
 
 TSAM_HEAD_DIM = 32  # the halves are 160, 320, 640 wide at full size: 64 does not divide 160
@@ -37,9 +37,6 @@ class AttentionBlock(nn.Module):
             normed = add_time_positions(normed)
         context = None if self.pooling == 1 or grid is None else pool_tokens(normed, grid, self.pooling)
         tokens = tokens + self.attn(normed, context)
-        return by_pieces(self._feed_forward, tokens.flatten(0, 1)).view_as(tokens)
-
-    def _feed_forward(self, tokens: Tensor) -> Tensor:
         return tokens + self.ff(self.norm2(tokens))
 
 
@@ -70,6 +67,6 @@ class TemporalSpatialAwareness(nn.Module):
         spatial, temporal = x.flatten(2).transpose(1, 2).chunk(2, dim=-1)
         tokens = spatial.shape[1]
         spatial = self.spatial(spatial, (x.shape[2], x.shape[3]))
-        temporal = pixels_to_frames(by_pieces(self.temporal, frames_to_pixels(temporal, num_frames)), tokens)
+        temporal = pixels_to_frames(self.temporal(frames_to_pixels(temporal, num_frames)), tokens)
         update = self.mlp_out(F.gelu(self.mlp_in(torch.cat([spatial, temporal], dim=-1))))
         return x + update.transpose(1, 2).unflatten(2, x.shape[2:])

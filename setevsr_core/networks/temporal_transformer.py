@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import FeedForward, SelfAttention, by_pieces, sinusoidal_embedding
+from .layers import FeedForward, SelfAttention, sinusoidal_embedding
 
 
 def frames_to_pixels(x: Tensor, num_frames: int) -> Tensor:
@@ -45,10 +45,9 @@ class TemporalTransformer(nn.Module):
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         """x (B*T, C, h, w) -> the same shape."""
         tokens = x.flatten(2).transpose(1, 2)
-        update = pixels_to_frames(by_pieces(self._along_time, frames_to_pixels(tokens, num_frames)), tokens.shape[1])
-        return x + update.transpose(1, 2).unflatten(2, x.shape[2:])
-
-    def _along_time(self, time: Tensor) -> Tensor:
-        """Sequences in time (M, T, C) -> what is added to them."""
+        time = frames_to_pixels(tokens, num_frames)
         time = time + self.attn(add_time_positions(self.norm1(time)))
-        return self.proj_out(time + self.ff(self.norm2(time)))
+        time = time + self.ff(self.norm2(time))
+        # Back in frame order the tokens are contiguous again; otherwise `Linear` copies its weights for every pixel.
+        update = self.proj_out(pixels_to_frames(time, tokens.shape[1]))
+        return x + update.transpose(1, 2).unflatten(2, x.shape[2:])

@@ -127,4 +127,4 @@ def _average(view: _View, neighbours: list[_View]) -> Any:
 
 
 def _opencv() -> Any:
-    return require("cv2", "opencv-python", "averaging frames along their motion (steady)")
+    return require("cv2", "opencv-python-headless", "averaging frames along their motion (steady)")
