@@ -104,6 +104,24 @@ def test_low_quality_belongs_to_its_clean_segment(material: Path, tmp_path: Path
     assert distance.argmin(axis=1).tolist() == list(range(8))
 
 
+def test_a_steadied_pack_averages_the_degraded_frames_alone(material: Path, packed: Path, tmp_path: Path) -> None:
+    steadied = PackedDataset(pack([Source(material, "made here")], tmp_path, segments=4, seed=3, steady=2, **SMALL))
+    for index, plain in enumerate(PackedDataset(packed).segment(index) for index in range(4)):
+        lr, hr = steadied.segment(index)
+        assert np.array_equal(lr, packing.steady_frames(plain[0], 2)) and np.array_equal(hr, plain[1])
+    with pytest.raises(SettingsError, match="other settings"):
+        pack([Source(material, "made here")], tmp_path, segments=4, seed=3, **SMALL)
+
+
+def test_a_pack_from_before_steadying_goes_on(material: Path, tmp_path: Path) -> None:
+    pack([material], tmp_path, segments=4, **SMALL)
+    plan = json.loads((tmp_path / "meta.json").read_text())
+    del plan["settings"]["steady"]
+    (tmp_path / "meta.json").write_text(json.dumps(plan))
+    pack([material], tmp_path, segments=8, **SMALL)
+    assert len(PackedDataset(tmp_path)) == 8
+
+
 def test_workers_write_the_same_bytes(material: Path, packed: Path, tmp_path: Path) -> None:
     pack([Source(material, "made here")], tmp_path, segments=7, seed=3, workers=2, **SMALL)
     for shard in ("shard_00000", "shard_00001"):

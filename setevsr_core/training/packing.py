@@ -140,7 +140,7 @@ def steady_frames(frames: np.ndarray, radius: int) -> np.ndarray:
     """`video.steadying.steady` of (T, H, W, 3) uint8: what networks see where a preset steadies its input."""
     if not radius:
         return frames
-    steadied = steady(torch.from_numpy(frames).float() / 255, radius)
+    steadied = steady(torch.from_numpy(frames.astype(np.float32) / 255), radius)
     return (steadied * 255).round().byte().numpy()
 
 
