@@ -22,7 +22,7 @@ MAX_RADIUS = 4
 LIKENESS = 0.06
 """Difference of two smoothed frames (mean over the channels, of 0..1) at which a neighbour's weight is 1/e."""
 
-_SMOOTHING = 0.75  # sigma of the Gaussian, in pixels: before the search for motion, and about so much for the likeness
+_MOTION_SIGMA, _LIKENESS_SIGMA = 0.75, 1.0  # of the Gaussians before the search and the comparison, in pixels
 _SMALL = 640  # up to this longer side, motion is searched in frames of twice the size: finer than whole pixels
 _TINY = 16  # a shorter side below this, as it is searched, is too small for OpenCV's pyramid
 
@@ -34,20 +34,13 @@ def steady(frames: Tensor, radius: int, wanted: range | None = None) -> Tensor:
     the places in `frames` to compute, all of them by default; what a frame becomes depends on the frames within its
     radius alone. Alpha stays as it is. Errors: SettingsError, MissingPackageError without OpenCV.
     """
-    if not 0 <= radius <= MAX_RADIUS:
-        raise SettingsError(f"steady must be a whole number from 0 to {MAX_RADIUS}, got {radius!r}")
     wanted = range(len(frames)) if wanted is None else wanted
-    if not radius or len(frames) < 2:
-        return frames[wanted.start : wanted.stop].float()
-    first, last = max(wanted.start - radius, 0), min(wanted.stop + radius, len(frames))
-    views = {place: _View(frames[place]) for place in range(first, last)}
-    averaged = [
-        _average(views[place], [views[other] for other in range(place - radius, place + radius + 1)
-                                if other != place and other in views])
-        for place in wanted
-    ]  # fmt: skip
-    result = frames[wanted.start : wanted.stop].float().clone()
-    result[..., :3] = torch.from_numpy(np.stack(averaged)).to(result.device)
+    result = frames[wanted.start : wanted.stop].float()
+    if not radius:
+        return result
+    result = result.clone()
+    for frame, pixels in zip(result, _averages(frames, radius, wanted), strict=True):
+        frame[..., :3] = pixels
     return result
 
 
@@ -59,11 +52,11 @@ def steady_video(
     """
     if not radius:
         return frames
-    result = torch.empty_like(frames, dtype=torch.float32)
+    result = frames.float().clone()
     for shot in shots(len(frames), cuts):
-        for place in range(len(shot)):
-            index = shot.start + place
-            result[index] = steady(frames[shot.start : shot.stop], radius, range(place, place + 1))[0]
+        averages = _averages(frames[shot.start : shot.stop], radius, range(len(shot)))
+        for index, pixels in zip(shot.indices, averages, strict=True):
+            result[index, ..., :3] = pixels
             if on_frame is not None:
                 on_frame(index + 1, len(frames))
     return result
@@ -83,6 +76,20 @@ def steady_spans(windows: Iterable[Window], radius: int) -> Iterator[tuple[Span,
         yield span, torch.stack([known[index] for index in span.indices])
 
 
+def _averages(frames: Tensor, radius: int, wanted: range) -> Iterator[Tensor]:
+    """The averaged pixels (H,W,3) of the wanted places, one by one; holds the views of the frames around one place."""
+    if not 0 <= radius <= MAX_RADIUS:
+        raise SettingsError(f"steady must be a whole number from 0 to {MAX_RADIUS}, got {radius!r}")
+    views: dict[int, _View] = {}
+    for place in wanted:
+        near = range(max(place - radius, 0), min(place + radius + 1, len(frames)))
+        if len(near) == 1:  # nothing to average with: the very pixels, even outside 0..1
+            yield frames[place, ..., :3].float()
+            continue
+        views = {other: views.get(other) or _View(frames[other]) for other in near}
+        yield torch.from_numpy(_average(views[place], [views[other] for other in near if other != place]))
+
+
 class _View:
     """A frame as the search for motion and the comparison see it."""
 
@@ -94,9 +101,9 @@ class _View:
         grey = self.pixels.mean(axis=2)
         if self.factor > 1:
             grey = cv2.resize(grey, (width * self.factor, height * self.factor), interpolation=cv2.INTER_CUBIC)
-        grey = cv2.GaussianBlur(grey, (0, 0), _SMOOTHING * self.factor)
+        grey = cv2.GaussianBlur(grey, (0, 0), _MOTION_SIGMA * self.factor)
         self.grey = np.rint(grey.clip(0, 1) * 255).astype(np.uint8)
-        self.smooth = cv2.GaussianBlur(self.pixels, (0, 0), 1.0)
+        self.smooth = cv2.GaussianBlur(self.pixels, (0, 0), _LIKENESS_SIGMA)
 
     def motion_to(self, other: _View) -> tuple[Any, Any]:
         """For every pixel of this frame the x and y at which `other` shows the same, as `cv2.remap` takes them."""
