@@ -140,7 +140,7 @@ class UpscaleVideo(io.ComfyNode):
                     "'local' for all GPUs of this machine: its workers restore several segments at once, with the "
                     "same result. Needs the Python package ray.",
                 ),
-                widgets.steady(),
+                widgets.steady(),  # last: workflows keep the values of widgets by their place
                 *network_inputs(),
             ],
             outputs=[io.Video.Output("video", tooltip="The restored video, with the sound of the input.")],

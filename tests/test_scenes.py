@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from setevsr_core.video.scenes import SceneCutDetector, detect_cuts
-from setevsr_core.video.segments import iter_spans, plan_spans
+from setevsr_core.video.segments import iter_windows, plan_spans
 
 pytest.importorskip("scenedetect")
 
@@ -42,7 +42,7 @@ def test_a_flash_makes_no_shot_of_one_frame() -> None:
 
 def test_streaming_gives_the_plan_of_the_found_cuts() -> None:
     video = torch.cat([shot(1, 8), shot(2, 13)])
-    streamed = tuple(span for span, _ in iter_spans(video, 5, 2, SceneCutDetector()))
+    streamed = tuple(span for span, _, _ in iter_windows(video, 5, 2, SceneCutDetector()))
     assert streamed == plan_spans(21, 5, 2, (8,))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from setevsr_core.errors import InputError, SettingsError
-from setevsr_core.video.segments import Span, iter_spans, plan_spans
+from setevsr_core.video.segments import Span, iter_windows, plan_spans
 
 
 def spans(*pairs: tuple[int, int]) -> tuple[Span, ...]:
@@ -66,9 +66,9 @@ def test_streaming_gives_the_same_plan_and_the_right_frames(
     num_frames: int, length: int, overlap: int, cuts: tuple[int, ...]
 ) -> None:
     frames = torch.arange(num_frames, dtype=torch.float32).view(-1, 1, 1, 1)
-    streamed = list(iter_spans(iter(frames), length, overlap, cuts))
-    assert tuple(span for span, _ in streamed) == plan_spans(num_frames, length, overlap, cuts)
-    for span, stacked in streamed:
+    streamed = list(iter_windows(iter(frames), length, overlap, cuts))
+    assert tuple(span for span, _, _ in streamed) == plan_spans(num_frames, length, overlap, cuts)
+    for span, _, stacked in streamed:
         assert stacked.flatten().tolist() == list(span.indices)
 
 
@@ -95,8 +95,8 @@ class LateDetector:
 @pytest.mark.parametrize("delay", [0, 1, 2, 7, 50])
 def test_a_detector_that_looks_ahead_changes_nothing(delay: int) -> None:
     cuts = (1, 6, 7, 20, 31)
-    streamed = iter_spans(torch.zeros(33, 1, 1, 3), 5, 2, LateDetector(cuts, delay))
-    assert tuple(span for span, _ in streamed) == plan_spans(33, 5, 2, cuts)
+    streamed = iter_windows(torch.zeros(33, 1, 1, 3), 5, 2, LateDetector(cuts, delay))
+    assert tuple(span for span, _, _ in streamed) == plan_spans(33, 5, 2, cuts)
 
 
 def test_a_thousand_frames_keep_few_alive() -> None:
@@ -112,7 +112,7 @@ def test_a_thousand_frames_keep_few_alive() -> None:
             yield frame
 
     gc.collect()
-    count = sum(1 for _ in iter_spans(source(), 5, 2, LateDetector((400,), 2)))
+    count = sum(1 for _ in iter_windows(source(), 5, 2, LateDetector((400,), 2)))
     assert count == len(plan_spans(1000, 5, 2, (400,)))
     assert 5 <= most <= 2 * 5 + 2
 
@@ -125,4 +125,4 @@ def test_impossible_layouts_are_refused(length: int, overlap: int) -> None:
 
 def test_frames_of_different_sizes_are_refused() -> None:
     with pytest.raises(InputError, match="frame 1 "):
-        list(iter_spans([torch.zeros(2, 2, 3), torch.zeros(2, 3, 3)]))
+        list(iter_windows([torch.zeros(2, 2, 3), torch.zeros(2, 3, 3)]))

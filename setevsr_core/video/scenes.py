@@ -16,7 +16,7 @@ _ANALYSIS_SIDE = 256  # longer side that the detector sees; PySceneDetect itself
 
 
 class SceneCutDetector:
-    """Finds hard cuts; a `CutDetector` for `segments.iter_spans`.
+    """Finds hard cuts; a `CutDetector` for `segments.iter_windows`.
 
     A frame begins a new shot when it differs from the frame before it by `threshold` times the average difference
     around it, and by `min_content` (0..255) at all. Frames closer than `min_shot` to the previous cut are not cuts,

@@ -117,17 +117,6 @@ class KnownCuts:
         return ()
 
 
-def iter_spans(
-    frames: Iterable[Tensor],
-    length: int = 5,
-    overlap: int = 2,
-    cut_detector: CutDetector | Iterable[int] | None = None,
-) -> Iterator[tuple[Span, Tensor]]:
-    """The plan of `plan_spans` over a stream: yields (span, frames (T,H,W,C)); as `iter_windows` without context."""
-    for span, _, stacked in iter_windows(frames, length, overlap, cut_detector):
-        yield span, stacked
-
-
 def iter_windows(
     frames: Iterable[Tensor],
     length: int = 5,
