@@ -295,7 +295,7 @@ class Trainer:
         record = {"stage": self.stage.name, "steps": self.step, "seconds": round(self.seconds), **extra,
                   "options": self.options,
                   "data": [_without_path(source) for source in self.data.meta.get("sources", [])],
-                  "segments": len(self.data),
+                  "segments": len(self.data), "pack": _what_was_done(self.data.meta),
                   "processes": self.processes.count,
                   "torch": torch.__version__}
         if self.processes.main:
@@ -307,6 +307,13 @@ class Trainer:
 def _without_path(source: dict[str, Any]) -> dict[str, Any]:
     """A source of the data for the record: the folder's name says what it was, its place on this machine does not."""
     return {**source, "folder": Path(source["folder"]).name}
+
+
+def _what_was_done(meta: dict[str, Any]) -> dict[str, Any]:
+    """What a pack's frames went through after they were drawn and degraded."""
+    settings = meta["settings"]
+    done = {name: settings[name] for name in ("steady", "sharpen_weight") if settings.get(name)}
+    return {**done, "teacher": meta["teacher"]} if "teacher" in meta else done
 
 
 def unsharp_mask(pixels: Tensor, amount: float) -> Tensor:

@@ -19,10 +19,14 @@ from ..errors import SettingsError, require
 from .segments import Span, Window, shots
 
 MAX_RADIUS = 4
-LIKENESS = 0.06
-"""Difference of two smoothed frames (mean over the channels, of 0..1) at which a neighbour's weight is 1/e."""
+LIKENESS, MOST_LIKENESS = 2.5, 0.04
+"""A neighbour's weight is 1/e where it differs by `LIKENESS` times the usual difference of the two frames (the median
+over the pixels, which follows their noise: clean frames stay as they are), and by `MOST_LIKENESS` at most. A difference
+is that of smoothed frames, mean over the channels, of 0..1."""
 
 _MOTION_SIGMA, _LIKENESS_SIGMA = 0.75, 1.0  # of the Gaussians before the search and the comparison, in pixels
+_OTHER = 0.03  # usual difference above which a frame shows something else: a cut that nobody found, a flash, a fade
+_NO_NOISE = 1e-6  # below every difference that pixels can have
 _SMALL = 640  # up to this longer side, motion is searched in frames of twice the size: finer than whole pixels
 _TINY = 16  # a shorter side below this, as it is searched, is too small for OpenCV's pyramid
 
@@ -126,7 +130,11 @@ def _average(view: _View, neighbours: list[_View]) -> Any:
         x, y = view.motion_to(neighbour)
         smooth = cv2.remap(neighbour.smooth, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         difference = np.abs(smooth - view.smooth).mean(axis=2, keepdims=True)
-        weight = np.exp(-((difference / LIKENESS) ** 2))
+        usual = float(np.median(difference))
+        if usual > _OTHER:
+            continue
+        likeness = min(LIKENESS * usual, MOST_LIKENESS)
+        weight = np.exp(-((difference / max(likeness, _NO_NOISE)) ** 2))
         moved = cv2.remap(neighbour.pixels, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         total += weight * moved
         weights = weights + weight
