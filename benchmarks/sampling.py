@@ -3,10 +3,12 @@
     python -m benchmarks.sampling PACK --lpips-weights alexnet_features.safetensors [--segments 16]
     python -m benchmarks.sampling PACK --lpips-weights ... --curve steps [--strength 1.0] [--csv F.csv] [--plot F.png]
     python -m benchmarks.sampling PACK --lpips-weights ... --curve strength [--steps 4]
+    python -m benchmarks.sampling PACK --lpips-weights ... --curve sharpen
 
 PACK is a folder made by `setevsr pack`; take one that training did not draw from, and never the test clips. A curve
-moves one setting and leaves the others as the preset has them, or as given. Below strength 1 only that share of the
-steps is taken, at least one: the curve against steps at strength 1 is the one to compare with papers.
+moves one setting and leaves the others as the preset has them, or as given; `sharpen` is the VAE's. Below strength 1
+only that share of the steps is taken, at least one: the curve against steps at strength 1 is the one to compare with
+papers.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from setevsr_core import Restorer
 from setevsr_core.evaluation.metrics import LPIPS
@@ -32,7 +36,8 @@ RUNS: list[dict[str, Any]] = [
     {"steps": 8, "sampler": "dpmpp_2m", "strength": 1.0},
     {"steps": 15, "sampler": "ddpm", "strength": 1.0},
 ]
-CURVES: dict[str, tuple[float, ...]] = {"steps": (1, 2, 4, 8, 15, 25, 50), "strength": (0.1, 0.25, 0.5, 0.75, 1.0)}
+CURVES: dict[str, tuple[float, ...]] = {"steps": (1, 2, 4, 8, 15, 25, 50), "strength": (0.1, 0.25, 0.5, 0.75, 1.0),
+                                       "sharpen": (0.0, 0.25, 0.5, 0.75, 1.0)}
 FIGURES = ("LPIPS", "PSNR", "E_warp", "s/frame")
 
 
@@ -40,6 +45,14 @@ def curve_runs(moved: str, fixed: dict[str, Any]) -> list[dict[str, Any]]:
     """The settings of a curve: `moved` takes its values in turn, the others stay as in `fixed` (None: the preset's)."""
     rest = {key: value for key, value in fixed.items() if key != moved and value is not None}
     return [{moved: value, **rest} for value in CURVES[moved]]
+
+
+def restored(restorer: Restorer, lr: Tensor, scale: int, run: dict[str, Any]) -> Tensor:
+    """One segment by the settings of a run."""
+    settings = dict(run)
+    if "sharpen" in settings:
+        restorer.vae.config = replace(restorer.vae.config, sharpen=settings.pop("sharpen"))
+    return restorer.restore(lr, scale=scale, seed=0, **settings)
 
 
 def write_csv(path: Path, runs: Sequence[dict[str, Any]], rows: Sequence[Sequence[float]]) -> None:
@@ -108,8 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"| setting | {' | '.join(FIGURES)} |\n|---|---|---|---|---|")
     rows = []
     for run in runs:
-        figures = measure(lambda lr, run=run: restorer.restore(lr, scale=data.scale, seed=0, **run), pairs,
-                          lpips.distance).means()
+        figures = measure(lambda lr, run=run: restored(restorer, lr, data.scale, run), pairs, lpips.distance).means()
         rows.append(figures)
         setting = ", ".join(f"{key} {value}" for key, value in run.items())
         print(f"| {setting} | {figures[0]:.4f} | {figures[1]:.2f} | {figures[2]:.2f} | {figures[3]:.2f} |", flush=True)

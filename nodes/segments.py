@@ -41,7 +41,7 @@ class SplitSegments(io.ComfyNode):
         length: int = 5,
         overlap: int = 2,
         scene_cuts: str = "auto",
-        steady: int = 2,
+        steady: int = 4,
     ) -> io.NodeOutput:
         from ..setevsr_core.video.scenes import detect_cuts
         from ..setevsr_core.video.segments import plan_spans

@@ -188,7 +188,7 @@ def run_restorer(
     colour: str = "wavelet",
     tile: int = 64,
     tile_overlap: int = 16,
-    steady: int = 2,
+    steady: int = 4,
     precision: str = "auto",
     denoiser: ComponentHandle | None = None,
     vae: ComponentHandle | None = None,

@@ -1,4 +1,4 @@
-"""The command line: `setevsr restore | estimate | degrade | pack | teach | train | evaluate | convert | info`.
+"""The command line: `setevsr restore | estimate | degrade | pack | train | evaluate | convert | info`.
 
 Each subcommand lives in a module with `add_parser(subparsers)` and `run(args)`; only the module of the chosen one is
 imported, so `setevsr --help` answers at once.
@@ -23,7 +23,6 @@ COMMANDS = {
     "estimate": (".estimate_command", "say how much memory and time a run will take"),
     "degrade": (".training.degrade_command", "make a bad video out of a good one, as for training"),
     "pack": (".training.pack_command", "prepare training data from folders of videos and photographs"),
-    "teach": (".training.teach_command", "training data whose targets an upscaler makes of the degraded frames"),
     "train": (".training.train_command", "train the parts of the model"),
     "evaluate": (".evaluation.evaluate_command", "measure methods on a data set, with tables and pictures"),
     "convert": (".checkpoints.commands", "turn a checkpoint into this project's own format"),

@@ -139,13 +139,13 @@ class Restorer:
         return self._blocks(frames, checked, num_frames, text, progress, check_cancel, resume, on_carry)
 
     def fingerprint(self, **chosen: Any) -> str:
-        """What decides the bits of `stream` besides the frames: settings, a sample of every weight, number type and
-        kind of device. Equal for equal networks, wherever their files lie.
+        """What decides the bits of `stream` besides the frames: settings, sizes and a sample of the weights of
+        every network, number type and kind of device. Equal for equal networks, wherever their files lie.
         """
         digest = hashlib.sha256(repr((self.settings(**chosen), self.device.type)).encode())
         for network in (self.denoiser, self.vae, self.encoder):
             if isinstance(network, torch.nn.Module):
-                digest.update(repr(getattr(network, "dtype", None)).encode())
+                digest.update(repr((getattr(network, "dtype", None), getattr(network, "config", None))).encode())
                 for name, value in network.state_dict().items():
                     digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
                     if value.device.type != "meta":

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from benchmarks import ablation, measuring, regressor, sampling, steadying, tiles
+from setevsr_core import Restorer
 from setevsr_core.checkpoints.presets import preset_folder
 from setevsr_core.errors import InputError, SettingsError
 from setevsr_core.evaluation.datasets import Clip
@@ -22,6 +23,7 @@ from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.trainer import Batch
 from setevsr_core.training.vae_stages import PixelLoss
 
+from .tiny_networks import tiny_vae
 from .training_helpers import write_networks, write_pack
 
 
@@ -140,6 +142,16 @@ def test_a_curve_moves_one_setting_and_keeps_the_others() -> None:
     runs = sampling.curve_runs("steps", fixed)
     assert [run["steps"] for run in runs] == [1, 2, 4, 8, 15, 25, 50] and {run["strength"] for run in runs} == {0.5}
     assert sampling.curve_runs("strength", fixed)[-1] == {"strength": 1.0, "steps": 4}
+
+
+@torch.inference_mode()
+def test_the_curve_against_sharpening_sets_it_in_the_vae() -> None:
+    restorer, lr = Restorer(None, tiny_vae()), torch.rand(2, 16, 16, 3)
+    runs = sampling.curve_runs("sharpen", {"steps": 0, "strength": None})
+    plain, *sharper = (sampling.restored(restorer, lr, 4, run) for run in runs)
+    assert restorer.vae.config.sharpen == 1.0
+    amounts = [float((result - plain).abs().mean()) for result in sharper]
+    assert 0 < amounts[0] < amounts[1] < amounts[-1]
 
 
 def test_curves_are_written_as_csv_and_as_a_picture(tmp_path: Path) -> None:

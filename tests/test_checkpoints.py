@@ -19,11 +19,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from setevsr_core import checkpoints
+from setevsr_core import Restorer, checkpoints
 from setevsr_core.checkpoints import commands, files, key_maps, native, presets, semantic
 from setevsr_core.checkpoints.building import shapes_of
 from setevsr_core.errors import CheckpointError, SeTeVSRError
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
+from setevsr_core.networks.sharpening import unsharp_mask
 from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 
 TINY = DenoiserConfig(channels=(32, 64, 64), layers=1, head_dim=16, context_dim=24, map_channels=32, spade_hidden=32,
@@ -160,6 +161,20 @@ def test_a_new_refinement_changes_no_picture_and_a_trained_one_does(tmp_path: Pa
     assert torch.equal(network.decode(latents, None, num_frames=2), refined.decode(latents, None, num_frames=2))
     filled(refined.decoder.refinement)
     assert not torch.equal(network.decode(latents, None, num_frames=2), refined.decode(latents, None, num_frames=2))
+
+
+@torch.no_grad()
+def test_a_vae_may_sharpen_what_it_decodes(tmp_path: Path) -> None:
+    network = filled(TemporalVAE(TINY_VAE))
+    path = checkpoints.save_native(network, tmp_path / "vae.safetensors")
+    crisp = checkpoints.load_temporal_vae(path, changes={"sharpen": 0.5})
+    again = checkpoints.load_temporal_vae(checkpoints.save_native(crisp, tmp_path / "crisp.safetensors"))
+    assert again.config == replace(TINY_VAE, sharpen=0.5)
+    latents = torch.randn(2, 4, 3, 5)
+    soft = network.decode(latents, None, num_frames=2)
+    torch.testing.assert_close(again.decode(latents, None, num_frames=2), unsharp_mask(soft, 0.5))
+    assert not torch.equal(unsharp_mask(soft, 0.5), soft)
+    assert Restorer(None, network).fingerprint(steps=0) != Restorer(None, again).fingerprint(steps=0)
 
 
 def test_saving_over_the_file_in_use(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from setevsr_core import cli
-from setevsr_core.checkpoints import upscalers
 from setevsr_core.errors import CheckpointError, InputError, MissingPackageError, SettingsError
 from setevsr_core.evaluation import alignment, datasets, measures, methods, metrics, pictures, running, tables
 from setevsr_core.evaluation.records import TRUTH, Records, Row
@@ -321,7 +320,7 @@ def test_tiles_give_the_whole_picture() -> None:
     picture = torch.rand(1, 3, 23, 37)
     with torch.inference_mode():
         whole = network(picture)
-    torch.testing.assert_close(upscalers.tiled(network, picture, 2, tile=10, margin=2), whole)
+    torch.testing.assert_close(methods.tiled(network, picture, 2, tile=10, margin=2), whole)
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from setevsr_core.networks.layers import FeedForward
+from setevsr_core.networks.sharpening import unsharp_mask
 from setevsr_core.networks.temporal_spatial import TemporalSpatialAwareness
 from setevsr_core.networks.temporal_transformer import TemporalTransformer
 
@@ -62,3 +63,12 @@ def test_a_feed_forward_gives_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch
     with torch.no_grad():
         torch.testing.assert_close(layer(tokens), whole)
     assert seen == [4, 4, 4, 2]
+
+
+def test_an_unsharp_mask_strengthens_detail_alone() -> None:
+    assert unsharp_mask(flat := torch.full((1, 3, 9, 11), 0.25), 0.0) is flat
+    torch.testing.assert_close(unsharp_mask(flat, 2.0), flat)
+    pixels = torch.rand(2, 3, 12, 17)
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    soft = functional.gaussian_blur(pixels, [7, 7], [1.0, 1.0])
+    torch.testing.assert_close(unsharp_mask(pixels, 1.5), pixels + 1.5 * (pixels - soft))

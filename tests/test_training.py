@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,8 @@ def test_a_stage_trains_what_it_should(stage: str, packed: Path, networks: Path,
     rows = list(csv.DictReader((tmp_path / "log.csv").open()))
     assert [row["step"] for row in rows] == ["1", "2", "3"]
     assert all(np.isfinite(float(value)) for row in rows for value in row.values())
-    assert json.loads((tmp_path / "record.json").read_text())["steps"] == 3
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["steps"] == 3 and record["pack"] == {"steady": 2}
     assert list((tmp_path / "samples").glob("*.jpg"))
 
 
@@ -323,5 +325,11 @@ def test_a_preset_is_gathered_and_two_trainings_of_its_vae_are_mixed(networks: P
     again = tmp_path / "again"  # a preset among the runs hands on what it was made of
     assert main(["train", "preset", "--out", str(again), "--vae", mixed, "--data", str(tmp_path / "preset")]) == 0
     assert json.loads((again / "training.json").read_text()) == record and (again / "curve_later.csv").is_file()
+    assert main([*gather, "--sharpen", "0.5"]) == 0
+    crisp = checkpoints.load_temporal_vae(tmp_path / "preset" / "vae.safetensors")
+    assert crisp.config == replace(vae.config, sharpen=0.5)
+    record = json.loads((tmp_path / "preset" / "training.json").read_text())
+    assert record["sharpened"] == {"vae": f"{networks.name}/vae.safetensors", "amount": 0.5}
+    assert main([*gather, "--sharpen", "-1"]) != 0
     for file, share in ((mixed, "2"), (mixed, "much"), (str(networks / "denoiser.safetensors"), "0.5")):
         assert main([*gather, "--mix-vae", file, share]) != 0

@@ -28,7 +28,8 @@ def write_pack(folder: Path) -> Path:
     shard.mkdir()
     np.save(shard / "hr.npy", hr)
     np.save(shard / "lr.npy", hr.reshape(4, 3, 16, 4, 16, 4, 3).mean((3, 5)).astype(np.uint8))
-    (folder / "meta.json").write_text(json.dumps({"settings": {"frames": 3, "size": 64, "scale": 4}, "sources": []}))
+    settings = {"frames": 3, "size": 64, "scale": 4, "steady": 2, "sharpen_weight": 0.0}
+    (folder / "meta.json").write_text(json.dumps({"settings": settings, "sources": []}))
     return folder
 
 

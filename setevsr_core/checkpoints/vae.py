@@ -32,7 +32,7 @@ def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None 
     source: path of a file, of a diffusers folder, or a state dict. dtype: None keeps the stored type (float32 on the
     CPU). changes: fields of `VAEConfig` to alter, for training; temporal, fusion and refining layers this adds are new.
     A plain SD VAE gives a network without temporal layers and fusion. A native state dict without its file's metadata
-    has lost the scaling factor: that of SD is assumed, with a warning.
+    has lost the scaling factor and the sharpening: SD's and none are assumed, with a warning.
     Raises `CheckpointError` naming the file, what it is and what was expected.
     """
     file = open_source(source, COMPONENTS[VAE])
@@ -41,8 +41,8 @@ def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None 
     stored = stored_config(file)
     config = VAEConfig.from_dict(stored) if stored is not None else read_config(shapes_of(tensors), file.name)
     if stored is None and config.patch > 1:
-        log.warning("%s: without its metadata nothing tells the scaling factor of its latents, SD's %g is assumed; "
-                    "give the path of the native file", file.name, config.scaling_factor)
+        log.warning("%s: without its metadata nothing tells the scaling factor of its latents and its sharpening: "
+                    "SD's %g and none are assumed; give the path of the native file", file.name, config.scaling_factor)
     config = replace(config, **changes) if changes else config
     log.info("%s: %s", file.name, entry.title)
     return build(partial(TemporalVAE, config), tensors, name=file.name, dtype=dtype, device=device, ops=ops,

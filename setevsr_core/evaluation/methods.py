@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoints.upscalers import load_upscaler, upscale
-from ..errors import InputError, SettingsError
+from ..errors import CheckpointError, InputError, SettingsError, require
 from ..training.sources import VIDEO_SUFFIXES
 from ..video.resize import upscale_bicubic
 from .datasets import Clip, is_sequence, read_frames
+
+TILE, TILE_MARGIN = 256, 16
+"""Largest side in low-resolution pixels that an upscaler sees at once, and the margin that is cut off again."""
 
 
 class Method(Protocol):
@@ -163,17 +165,46 @@ class Upscaler:
         self._load()
 
     def __call__(self, clip: Clip) -> Tensor:
-        large = upscale(self._load(), clip.lr)
+        model = self._load()
         size = tuple(side * self.scale for side in clip.lr.shape[1:3])
-        if large.shape[1:3] != size:  # a network of another factor: brought to the size that is measured
-            large = F.interpolate(large.movedim(-1, 1), size=size, mode="bicubic", antialias=True).clamp(0, 1)
-            large = large.movedim(1, -1)
-        return large
+        frames = []
+        for frame in clip.lr:
+            large = tiled(model, frame.movedim(-1, 0)[None], model.scale).clamp(0, 1)
+            if tuple(large.shape[2:]) != size:  # a network of another factor: brought to the size that is measured
+                large = F.interpolate(large, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+            frames.append(large[0].movedim(0, -1))
+        return torch.stack(frames)
 
     def _load(self) -> Any:
         if self._model is None:
-            self._model = load_upscaler(self.path, self.device)
+            spandrel = require("spandrel", purpose="an upscaler file as a method")
+            try:
+                model = spandrel.ModelLoader(device=self.device or "cpu").load_from_file(self.path)
+            except Exception as error:  # noqa: BLE001 - it raises whatever the file makes it stumble over
+                raise CheckpointError(f"'{self.path}' is no upscaler that spandrel can load: {error}") from error
+            if not isinstance(model, spandrel.ImageModelDescriptor) or model.input_channels != 3:
+                raise CheckpointError(f"'{self.path}' is no network that takes an RGB picture and gives one")
+            self._model = model.eval()
         return self._model
+
+
+@torch.inference_mode()
+def tiled(network: Any, picture: Tensor, factor: int, tile: int = TILE, margin: int = TILE_MARGIN) -> Tensor:
+    """`network` on (1, 3, h, w), in tiles of at most `tile` pixels with `margin` around each, joined edge to edge."""
+    device = getattr(network, "device", picture.device)
+    height, width = picture.shape[2:]
+    result = torch.empty(0)
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            bottom, right = min(top + tile, height), min(left + tile, width)
+            y, x = max(0, top - margin), max(0, left - margin)
+            part = picture[:, :, y : min(bottom + margin, height), x : min(right + margin, width)]
+            large = network(part.to(device)).float().cpu()
+            if not result.numel():
+                result = large.new_empty((1, large.shape[1], height * factor, width * factor))
+            inner = large[:, :, (top - y) * factor : (bottom - y) * factor, (left - x) * factor : (right - x) * factor]
+            result[:, :, top * factor : bottom * factor, left * factor : right * factor] = inner
+    return result
 
 
 @dataclass

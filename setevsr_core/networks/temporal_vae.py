@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .baseline_temporal import TemporalConv
 from .config import Config
+from .sharpening import unsharp_mask
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class VAEConfig(Config):
     refine: channels of a residual refinement at full resolution, after the unfolding (0 for none). Pixels that lie in
     one fold come from different channels of one convolution; only here are they neighbours, so only here can a
     pattern of the fold's period be smoothed.
+    sharpen: amount of an unsharp mask (sigma 1 pixel) on what is decoded. What a small decoder is unsure of comes out
+    soft, even where its training asked for sharper frames.
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -42,6 +45,7 @@ class VAEConfig(Config):
     growth: int = 32
     residual: bool = False
     refine: int = 0
+    sharpen: float = 0.0
     scaling_factor: float = 0.18215
 
     @property
@@ -338,4 +342,5 @@ class TemporalVAE(nn.Module):
         fusion 0 decodes the latents without the fused features (a residual VAE still adds its pixels), features None
         the latents alone; 1 is what the decoder was trained with.
         """
-        return self.decoder(self.post_quant_conv(latents), features, num_frames, fusion)
+        pixels = self.decoder(self.post_quant_conv(latents), features, num_frames, fusion)
+        return unsharp_mask(pixels, self.config.sharpen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,30 @@ FILE_NAMES = {"vae": "vae", "denoiser": "denoiser", "semantic": "semantic_encode
 
 
 def gather_preset(
-    out: Path, networks: Mapping[str, Path | None], runs: Sequence[Path], mixed: tuple[Path, float] | None = None
+    out: Path, networks: Mapping[str, Path | None], runs: Sequence[Path], mixed: tuple[Path, float] | None = None,
+    sharpen: float | None = None,
 ) -> None:
     """Write the given networks in fp16 to `out`, with the records of the folders they lie in and of further `runs`.
 
     A preset among the folders hands on the records of what it was made of.
     mixed: a second VAE and its share, for network interpolation (ESRGAN, section 3.4): between weights from before and
     after a stage that adds texture lies a network with less of its artefacts.
-    Errors: SettingsError for a share outside 0..1 or a VAE of other sizes.
+    sharpen: amount of an unsharp mask on what the VAE decodes (`VAEConfig.sharpen`); None leaves it as it is.
+    Errors: SettingsError for a share outside 0..1, a negative amount or a VAE of other sizes.
     """
     given = {kind: path for kind, path in networks.items() if path is not None}
     record: dict[str, Any] = {}
     for kind, path in given.items():
-        network = load(kind, path, torch.device("cpu"))
+        network: Any = load(kind, path, torch.device("cpu"))
         if kind == "vae" and mixed is not None:
             interpolate(network, load(kind, mixed[0], torch.device("cpu")), mixed[1])
             first, second = (f"{file.parent.name}/{file.name}" for file in (path, mixed[0]))
             record["mixed"] = {"vae": first, "with": second, "share": mixed[1]}
+        if kind == "vae" and sharpen is not None:
+            if sharpen < 0:
+                raise SettingsError(f"sharpen is {sharpen:g}; it must be 0 or more")
+            network.config = replace(network.config, sharpen=sharpen)
+            record["sharpened"] = {"vae": f"{path.parent.name}/{path.name}", "amount": sharpen}
         save_native(network, out / f"{FILE_NAMES[kind]}.safetensors", dtype=torch.float16)
     for folder in sorted({*runs, *(path.parent for path in given.values())}):
         if (folder / "record.json").is_file():

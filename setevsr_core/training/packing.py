@@ -13,13 +13,11 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -62,27 +60,21 @@ def pack(
     out.mkdir(parents=True, exist_ok=True)
     _write_plan(out, settings, sources, videos, photos)
     shards = math.ceil(segments / settings.shard_segments)
-    work = partial(write_shard, settings=settings, videos=videos, photos=photos, device=device)
-    write_missing(out, range(shards), work, workers)
-    return out
-
-
-def write_missing(out: Path, shards: Iterable[int], work: Callable[[Path, int], None], workers: int) -> None:
-    """`work(out, index)` for every shard that `out` lacks, in so many processes."""
-    missing = [index for index in shards if not shard_folder(out, index).is_dir()]
-    log.info("writing %d shards into %s", len(missing), out)
+    missing = [index for index in range(shards) if not shard_folder(out, index).is_dir()]
+    log.info("packing %d of %d shards into %s", len(missing), shards, out)
     if workers <= 1:
         for index in missing:
-            work(out, index)
-        return
+            write_shard(out, index, settings, videos, photos, device)
+        return out
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_use_one_thread) as pool:
-        for job in as_completed([pool.submit(work, out, index) for index in missing]):
+        jobs = [pool.submit(write_shard, out, index, settings, videos, photos, device) for index in missing]
+        for job in as_completed(jobs):
             job.result()
+    return out
 
 
 def _use_one_thread() -> None:
     """The workers share the cores among themselves."""
-    torch.set_num_threads(1)
     require("cv2", "opencv-python-headless", "packing training data").setNumThreads(1)
 
 
@@ -101,11 +93,6 @@ def _write_plan(
         "videos": [path.name for path in videos],
         "photos": [path.name for path in photos],
     }
-    write_plan(out, plan)
-
-
-def write_plan(out: Path, plan: dict[str, Any]) -> None:
-    """`meta.json` of a pack. Errors: SettingsError where `out` holds a pack of another plan."""
     plan = json.loads(json.dumps(plan))  # tuples become lists, as they will read back
     path = out / "meta.json"
     if path.exists():
@@ -139,17 +126,12 @@ def write_shard(out: Path, index: int, settings: PackSettings, videos: list[Path
         low = degrade(clip, record["degradation_seed"], settings.scale)
         small.append(steady_frames(low[-settings.frames :], settings.steady))
         clean.append(sharpen(clip[-settings.frames :], settings.sharpen_weight))
-    store_shard(out, index, np.stack(clean), np.stack(small), records)
-
-
-def store_shard(out: Path, index: int, hr: np.ndarray, lr: np.ndarray, records: list[dict[str, Any]]) -> None:
-    """Clean and degraded segments of shard `index`, each with a record of its origin: whole, or not at all."""
     folder = shard_folder(out, index)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    np.save(part / "hr.npy", hr)
-    np.save(part / "lr.npy", lr)
+    np.save(part / "hr.npy", np.stack(clean))
+    np.save(part / "lr.npy", np.stack(small))
     (part / "meta.json").write_text(json.dumps({"shard": index, "segments": records}, indent=0), encoding="utf-8")
     os.replace(part, folder)
 

@@ -27,7 +27,8 @@ NUMBERS = (
     ("learning-rate", float, "of Adam"),
     ("warmup", int, "steps over which the learning rate rises"),
     ("decay-from", float, "share of the steps after which the learning rate falls to zero"),
-    ("sharpen", float, "unsharp mask (sigma 1 pixel) on the clean frames, so that results come out less soft"),
+    ("sharpen", float, "unsharp mask (sigma 1 pixel) on the clean frames, so that results come out less soft; preset: "
+                       "on what the VAE decodes"),
     ("ema-decay", float, "decay of the averaged weights, which are what is saved"),
     ("seed", int, "decides weights, crops and noise"),
     ("save-every", int, "steps between checkpoints"),
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         from .gathering import gather_preset
 
         gather_preset(args.out, {name: getattr(args, name, None) for name in ("vae", "denoiser", "semantic")},
-                      args.data or [], args.mix_vae and mix_of(*args.mix_vae))
+                      args.data or [], args.mix_vae and mix_of(*args.mix_vae), getattr(args, "sharpen", None))
         return 0
     if not args.data and not args.estimate:
         raise SettingsError("training needs --data: a folder with videos, or a packed folder")

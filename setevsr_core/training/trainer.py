@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingsError, require
+from ..networks.sharpening import unsharp_mask
 from ..precision import training_precision, warn_of_emulation
 from .activations import checkpoint_blocks
 from .data import PackedDataset
@@ -214,7 +215,7 @@ class Trainer:
         s = self.settings
         lr, hr = self.data.sample(rng, s.batch, s.crop, s.frames, flip=True)
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        return Batch(self._pixels(lr), unsharp_mask(self._pixels(hr), s.sharpen), s.frames, generator)
+        return Batch(self._pixels(lr), unsharp_mask(self._pixels(hr), s.sharpen).clamp(-1, 1), s.frames, generator)
 
     def _pixels(self, frames: np.ndarray) -> Tensor:
         """(B, T, H, W, 3) uint8 -> (B*T, 3, H, W) in -1..1."""
@@ -312,13 +313,6 @@ def _without_path(source: dict[str, Any]) -> dict[str, Any]:
 def _what_was_done(meta: dict[str, Any]) -> dict[str, Any]:
     """What a pack's frames went through after they were drawn and degraded."""
     settings = meta["settings"]
-    done = {name: settings[name] for name in ("steady", "sharpen_weight") if settings.get(name)}
-    return {**done, "teacher": meta["teacher"]} if "teacher" in meta else done
+    return {name: settings[name] for name in ("steady", "sharpen_weight") if settings.get(name)}
 
 
-def unsharp_mask(pixels: Tensor, amount: float) -> Tensor:
-    """Pixels (N, 3, H, W) in -1..1 with their detail (what a Gaussian of sigma 1 pixel takes away) strengthened."""
-    if amount == 0:
-        return pixels
-    functional = require("torchvision.transforms.functional", "torchvision", "sharpening training targets")
-    return (pixels + amount * (pixels - functional.gaussian_blur(pixels, [7, 7], [1.0, 1.0]))).clamp(-1, 1)

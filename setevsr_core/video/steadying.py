@@ -19,7 +19,7 @@ from ..errors import SettingsError, require
 from .segments import Span, Window, shots
 
 MAX_RADIUS = 4
-LIKENESS, MOST_LIKENESS = 2.5, 0.04
+LIKENESS, MOST_LIKENESS = 4.0, 0.06
 """A neighbour's weight is 1/e where it differs by `LIKENESS` times the usual difference of the two frames (the median
 over the pixels, which follows their noise: clean frames stay as they are), and by `MOST_LIKENESS` at most. A difference
 is that of smoothed frames, mean over the channels, of 0..1."""
