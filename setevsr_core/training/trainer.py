@@ -314,5 +314,3 @@ def _what_was_done(meta: dict[str, Any]) -> dict[str, Any]:
     """What a pack's frames went through after they were drawn and degraded."""
     settings = meta["settings"]
     return {name: settings[name] for name in ("steady", "sharpen_weight") if settings.get(name)}
-
-
