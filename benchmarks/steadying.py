@@ -1,4 +1,4 @@
-"""What averaging frames along their motion (`steady`) does to quality, flicker and time, on clips.
+"""What averaging frames along their motion (`steady`, `steady_result`) does to quality, flicker and time, on clips.
 
     python -m benchmarks.steadying CLIPS --lpips-weights alexnet_features.safetensors [--frames 10] [--crop 320 240]
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -52,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--frames", type=int, default=10)
     parser.add_argument("--crop", type=int, nargs=2, metavar=("W", "H"), help="the centre of each frame (default: all)")
-    parser.add_argument("--radii", type=int, nargs="+", default=list(range(MAX_RADIUS + 1)))
+    parser.add_argument("--radii", type=int, nargs="+", default=list(range(MAX_RADIUS + 1)), help="values of steady")
+    parser.add_argument("--result-radii", type=int, nargs="+", default=[0], help="values of steady_result for each")
     args = parser.parse_args(argv)
 
     loader = ClipLoader(4, args.frames, tuple(args.crop) if args.crop else None, 1000)
@@ -60,14 +63,15 @@ def main(argv: list[str] | None = None) -> None:
     restorer, lpips = Restorer.from_preset(args.preset), LPIPS(args.lpips_weights)
     print(f"{len(clips)} clips, {args.frames} frames, x{loader.scale}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads")
-    print("| input | steady | LPIPS | PSNR | E_warp | s/frame | of that steadying |\n|---|---|---|---|---|---|---|")
+    print("| input | steady | steady_result | LPIPS | PSNR | E_warp | s/frame | steadying of the input |\n"
+          "|---|---|---|---|---|---|---|---|")
     for kind in ("degraded", "clean"):
         pairs: list[Pair] = [(clip.lr if kind == "degraded" else reduced(clip), clean(clip)) for clip in clips]
-        for radius in args.radii:
-            figures = measure(lambda lr, radius=radius: restorer.restore(lr, scale=loader.scale, steady=radius), pairs,
-                              lpips.distance).means()
-            print(f"| {kind} | {radius} | {figures[0]:.4f} | {figures[1]:.2f} | {figures[2]:.2f} | {figures[3]:.2f} | "
-                  f"{seconds_of([lr for lr, _ in pairs], radius):.3f} |", flush=True)
+        for radius, after in product(args.radii, args.result_radii):
+            restore = partial(restorer.restore, scale=loader.scale, steady=radius, steady_result=after)
+            figures = measure(restore, pairs, lpips.distance).means()
+            print(f"| {kind} | {radius} | {after} | {figures[0]:.4f} | {figures[1]:.2f} | {figures[2]:.2f} | "
+                  f"{figures[3]:.2f} | {seconds_of([lr for lr, _ in pairs], radius):.3f} |", flush=True)
 
 
 if __name__ == "__main__":

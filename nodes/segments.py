@@ -62,17 +62,19 @@ class StitchSegments(io.ComfyNode):
             node_id="SeTeVSRStitchSegments",
             display_name="Stitch Segments (SeTe-VSR)",
             category=widgets.STAGES,
-            description="Corrects the colours of decoded segments against the input and blends their overlaps.",
+            description="Corrects the colours of decoded segments against the input, averages their frames along the "
+            "motion, and blends their overlaps.",
             search_aliases=widgets.ALIASES,
             inputs=[
                 sockets.Segments.Input("segments", tooltip="From Temporal Decode."),
                 widgets.colour(),
+                widgets.steady_result(),
             ],
             outputs=[io.Image.Output("images", tooltip="The restored video, one picture per input frame.")],
         )
 
     @classmethod
-    def execute(cls, segments: SegmentSet, colour: str = "wavelet") -> io.NodeOutput:
+    def execute(cls, segments: SegmentSet, colour: str = "wavelet", steady_result: int = 2) -> io.NodeOutput:
         from ..setevsr_core.video.stitch import Stitcher
         from .progress import NodeProgress
 
@@ -88,7 +90,8 @@ class StitchSegments(io.ComfyNode):
             filled += len(block)
 
         for number, (span, picture) in enumerate(zip(segments.spans, pictures, strict=True), 1):
-            fill(stitcher.push(span, finish_span(picture, frames[span.start : span.stop], segments, colour)))
+            part = frames[span.start : span.stop]
+            fill(stitcher.push(span, finish_span(picture, part, segments, colour, steady_result)))
             progress.count(number, len(segments.spans))
         fill(stitcher.finish())
         return io.NodeOutput(images)
@@ -103,18 +106,18 @@ def require_decoded(segments: SegmentSet) -> tuple[torch.Tensor, ...]:
     return segments.decoded
 
 
-def finish_span(pictures: torch.Tensor, frames: torch.Tensor, segments: SegmentSet, colour: str) -> torch.Tensor:
-    """One span's pictures (T,sH,sW,3) with the input's colours, and with its alpha enlarged if it has one."""
-    from ..setevsr_core.stages import upscale_alpha
-    from ..setevsr_core.video.colour import match_colour
-    from ..setevsr_core.video.resize import upscale_bicubic
+def finish_span(
+    pictures: torch.Tensor, frames: torch.Tensor, segments: SegmentSet, colour: str, steady_result: int
+) -> torch.Tensor:
+    """One span's pictures (T,sH,sW,3) as `decode_span` ends: with the input's colours, steadied, and with its alpha
+    enlarged if it has one.
+    """
+    from ..setevsr_core.stages import recolour, upscale_alpha
+    from ..setevsr_core.video.steadying import steady
 
     if colour != "none":
-        device = compat.compute_device()
-        planes = frames[..., :3].movedim(-1, 1).to(device, torch.float32).clamp(0, 1).contiguous()
-        reference = upscale_bicubic(planes, size=segments.size)
-        matched = match_colour(pictures.movedim(-1, 1).contiguous().to(device), reference, colour)
-        pictures = matched.movedim(1, -1).to(pictures.device).contiguous()
+        pictures = recolour(pictures, frames[..., :3], colour, device=compat.compute_device())
+    pictures = steady(pictures, steady_result)
     if frames.shape[-1] == 4:
         pictures = torch.cat([pictures, upscale_alpha(frames[..., 3:], segments.scale)], dim=-1)
     return pictures

@@ -68,6 +68,7 @@ class UpscaleImages(io.ComfyNode):
                 io.Image.Input("images", tooltip="Frames of one video, in order, or one picture. Alpha is kept."),
                 *shared_widgets(),
                 widgets.steady(),
+                widgets.steady_result(),
                 *network_inputs(),
                 io.Audio.Input("audio", optional=True, tooltip="Passed through untouched, for a tidy graph."),
                 sockets.VideoInfo.Input(
@@ -140,7 +141,8 @@ class UpscaleVideo(io.ComfyNode):
                     "'local' for all GPUs of this machine: its workers restore several segments at once, with the "
                     "same result. Needs the Python package ray.",
                 ),
-                widgets.steady(),  # last: workflows keep the values of widgets by their place
+                widgets.steady(),  # last, in the order of their age: workflows keep the values of widgets by place
+                widgets.steady_result(),
                 *network_inputs(),
             ],
             outputs=[io.Video.Output("video", tooltip="The restored video, with the sound of the input.")],
@@ -189,6 +191,7 @@ def run_restorer(
     tile: int = 64,
     tile_overlap: int = 16,
     steady: int = 4,
+    steady_result: int = 2,
     precision: str = "auto",
     denoiser: ComponentHandle | None = None,
     vae: ComponentHandle | None = None,
@@ -203,7 +206,7 @@ def run_restorer(
         **sampling_choices(steps=steps, sampler=sampler, strength=strength),
         "scale": scale, "seed": seed, "length": length, "overlap": overlap, "cuts": cut_choice(scene_cuts),
         "fusion": fusion, "colour": colour, "tile": tile, "tile_overlap": tile_overlap,
-        "steady": steady,
+        "steady": steady, "steady_result": steady_result,
     }  # fmt: skip
 
     if cluster.strip():

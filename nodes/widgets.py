@@ -111,6 +111,15 @@ def steady() -> Any:
     )
 
 
+def steady_result() -> Any:
+    return widget(
+        io.Int, "steady_result", default=2, min=0, max=4, optional=True, advanced=True,
+        tooltip="Frames before and after, within the segment, that every restored frame is averaged with along the "
+        "motion. Takes out the flicker of invented detail for a little of its sharpness. 0: off. Nano's own value is "
+        "2.",
+    )
+
+
 def fusion() -> Any:
     return widget(
         io.Float, "fusion", default=1.0, min=0.0, max=1.0, step=0.05, advanced=True,

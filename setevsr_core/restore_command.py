@@ -30,6 +30,7 @@ _SETTINGS = (
     "tile",
     "tile_overlap",
     "steady",
+    "steady_result",
 )
 
 
@@ -70,6 +71,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--steady", type=int, metavar="RADIUS",
         help="average every frame along the motion with so many before and after it, 0 to 4 (default: the preset's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--steady-result", type=int, metavar="RADIUS",
+        help="the same with the restored frames of each segment, against flicker (default: the preset's)",
     )  # fmt: skip
     parser.add_argument(
         "--no-cuts", action="store_true", help="do not look for scene cuts (else no segment crosses a cut)"

@@ -89,6 +89,7 @@ class Restorer:
         tile: int | None = None,
         tile_overlap: int | None = None,
         steady: int | None = None,
+        steady_result: int | None = None,
         text: Tensor | None = None,
         progress: Progress | None = None,
         check_cancel: Callable[[], None] | None = None,
@@ -104,6 +105,7 @@ class Restorer:
         settings = self.settings(
             scale=scale, steps=steps, seed=seed, strength=strength, sampler=sampler, length=length, overlap=overlap,
             cuts=cuts, fusion=fusion, colour=colour, tile=tile, tile_overlap=tile_overlap, steady=steady,
+            steady_result=steady_result,
         )  # fmt: skip
         stages.check_frames(frames, channels=(3, 4))
         count, height, width, channels = frames.shape

@@ -103,6 +103,7 @@ class SegmentRun:
             features=encoded.features,
             fusion=settings.fusion,
             colour=settings.colour,
+            steady_result=settings.steady_result,
             device=networks.device,
             check_cancel=self._check_cancel,
         )

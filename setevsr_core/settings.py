@@ -22,6 +22,7 @@ class RestoreSettings:
     the next segment. cuts: None, "auto" (found while reading), or the frame indices at which a new scene begins.
     fusion: 0..1, weight of the decoder's skip features (1 as trained). colour: wavelet, adain, lab or none.
     steady: 0..4, frames on each side that every frame is averaged with along the motion before it is restored; 0 = off.
+    steady_result: 0..4, the same with the restored frames of a segment, which takes flicker out of invented detail.
     tile, tile_overlap: latent pixels (8 times as many output pixels), 0 = no tiles; tile is a multiple of 8.
     """
 
@@ -38,6 +39,7 @@ class RestoreSettings:
     tile: int = 64
     tile_overlap: int = 16
     steady: int = 0
+    steady_result: int = 0
 
     def __post_init__(self) -> None:
         from .sampling.samplers import CONSISTENCY_STEPS, SAMPLERS
@@ -62,6 +64,7 @@ class RestoreSettings:
         _number("fusion", self.fusion, 0, 1)
         _choice("colour", self.colour, COLOURS)
         _whole("steady", self.steady, 0, MAX_RADIUS)
+        _whole("steady_result", self.steady_result, 0, MAX_RADIUS)
         _whole("tile", self.tile, 0, 2**16)
         _whole("tile_overlap", self.tile_overlap, 0, 2**16)
         check_tiling(self.tile, self.tile_overlap)

@@ -21,6 +21,7 @@ from .sampling import loop
 from .sampling.tiles import GRID
 from .video.colour import match_colour
 from .video.resize import crop, pad_to_multiple, target_size, upscale_bicubic
+from .video.steadying import steady
 
 CheckCancel = Callable[[], None]
 OnFrame = Callable[[int, int], None]
@@ -219,13 +220,15 @@ def decode_span(
     features: list[Tensor] | None = None,
     fusion: float = 1.0,
     colour: str = "wavelet",
+    steady_result: int = 0,
     device: Any = None,
     check_cancel: CheckCancel | None = None,
 ) -> Tensor:
-    """One segment's scaled latents (T,4,h,w) -> pictures (T,sH,sW,3) fp32 in 0..1, cropped and colour-matched.
+    """One segment's scaled latents (T,4,h,w) -> pictures (T,sH,sW,3) fp32 in 0..1, cropped, colour-matched, steadied.
 
     frames: the segment's own low-resolution frames (T,H,W,3), for skip features, colour and size. features: what
     `encode_latents(keep_features=True)` kept for these frames; None encodes them again (same bits, less memory).
+    steady_result: radius by which the pictures are averaged with each other along their motion (`steadying.steady`).
     Errors: InputError when latents and frames do not belong together.
     """
     check_frames(frames)
@@ -244,15 +247,15 @@ def decode_span(
     pictures = crop(pixels, size).float().add(1).div(2).clamp(0, 1)
     if not torch.isfinite(pictures).all():
         raise SettingsError(f"the VAE decoder overflowed in {dtype}; load the VAE in fp32 or bf16")
-    return recolour(pictures.movedim(1, -1), frames, colour, device=device)
+    return steady(recolour(pictures.movedim(1, -1), frames, colour, device=device), steady_result)
 
 
 @torch.inference_mode()
 def recolour(pictures: Tensor, frames: Tensor, colour: str = "wavelet", *, device: Any = None) -> Tensor:
     """Pictures (T,H,W,3) in 0..1 with the large-scale colours of their low-resolution frames (T,h,w,3), fp32.
 
-    The last step of `decode_span`; apart from it for a caller that decodes with colour "none" and chooses later, before
-    overlapping segments are blended. The result is where the frames are.
+    Apart from `decode_span` for a caller that decodes with colour "none" and chooses later, before overlapping segments
+    are blended. The result is where the frames are.
     """
     device = device if device is not None else pictures.device
     planes = pictures.to(device, torch.float32).movedim(-1, 1).contiguous()

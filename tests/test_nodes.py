@@ -272,6 +272,26 @@ def test_steady_averages_frames_in_both_ways_unless_it_is_off(nodes: dict[str, A
 
 
 @torch.inference_mode()
+def test_steady_result_averages_restored_frames_in_both_ways_unless_it_is_off(
+    nodes: dict[str, Any], handles: dict[str, Any]
+) -> None:
+    still = clip(1).repeat(4, 1, 1, 1) + 0.001 * torch.randn(4, 20, 24, 3, generator=torch.Generator().manual_seed(1))
+    segments, _ = nodes["SeTeVSRSplitSegments"].execute(still, 2.0, 3, 1, "off", steady=0).result
+    (latents,) = nodes["SeTeVSREncodeLatents"].execute(segments, handles["vae"]).result
+    (decoded,) = nodes["SeTeVSRTemporalDecode"].execute(latents, segments, handles["vae"]).result
+    sampling = {"seed": 0, "sampler": "none (decoder only)", "length": 3, "overlap": 1, "scene_cuts": "off"}
+    results = []
+    for radius in (0, 1):
+        (composed,) = nodes["SeTeVSRStitchSegments"].execute(decoded, "wavelet", steady_result=radius).result
+        one = nodes["SeTeVSRUpscaleImages"].execute(
+            still, "none needed", 2.0, steady=0, steady_result=radius, **sampling, **handles
+        ).result[0]
+        assert torch.equal(composed, one)
+        results.append(one)
+    assert not torch.equal(*results)
+
+
+@torch.inference_mode()
 def test_latents_follow_comfyuis_scale_and_carry_changes(
     nodes: dict[str, Any], handles: dict[str, Any], pack: ModuleType
 ) -> None:

@@ -253,7 +253,7 @@ def test_stream_refuses_bad_frames_by_number(restorer: Restorer) -> None:
         ("scale", 0.5), ("scale", 9), ("scale", "4"), ("steps", -1), ("steps", 1001), ("steps", 2.5), ("seed", -1),
         ("seed", 2**64), ("strength", 0), ("strength", 1.5), ("sampler", "euler"), ("length", 0), ("overlap", 5),
         ("cuts", "often"), ("fusion", 2), ("colour", "sepia"), ("tile", 60), ("tile_overlap", 64), ("tile_overlap", -1),
-        ("steady", 5), ("steady", 0.5),
+        ("steady", 5), ("steady", 0.5), ("steady_result", 5),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(restorer: Restorer, name: str, value: Any) -> None:

@@ -146,6 +146,18 @@ def test_restoring_steadied_frames_is_restoring_with_steady() -> None:
     assert not torch.equal(restorer.restore(frames, **settings), expected)
 
 
+@torch.inference_mode()
+def test_results_are_steadied_within_each_segment() -> None:
+    restorer = Restorer(None, tiny_vae())
+    frames = noisy(moving(8, 0.0, height=16, width=24), 0.001)
+    settings: dict[str, Any] = {"scale": 2.0, "steps": 0, "length": 4, "overlap": 0}
+    plain = restorer.restore(frames, **settings)
+    expected = torch.cat([steady(part, 1) for part in plain.split(4)])
+    assert torch.equal(restorer.restore(frames, steady_result=1, **settings), expected)
+    assert torch.equal(torch.cat(list(restorer.stream(iter(frames), steady_result=1, **settings))), expected)
+    assert not torch.equal(plain, expected)
+
+
 def test_training_sees_what_restoring_sees() -> None:
     frames = (noisy(moving(5)).clamp(0, 1) * 255).round().byte()
     expected = (steady(frames.float() / 255, 2) * 255).round().byte()
