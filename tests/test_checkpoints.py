@@ -24,6 +24,7 @@ from setevsr_core.checkpoints import commands, files, key_maps, native, presets,
 from setevsr_core.checkpoints.building import shapes_of
 from setevsr_core.errors import CheckpointError, SeTeVSRError
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
+from setevsr_core.networks.descreening import descreen
 from setevsr_core.networks.sharpening import unsharp_mask
 from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 
@@ -161,6 +162,18 @@ def test_a_new_refinement_changes_no_picture_and_a_trained_one_does(tmp_path: Pa
     assert torch.equal(network.decode(latents, None, num_frames=2), refined.decode(latents, None, num_frames=2))
     filled(refined.decoder.refinement)
     assert not torch.equal(network.decode(latents, None, num_frames=2), refined.decode(latents, None, num_frames=2))
+
+
+@torch.no_grad()
+def test_a_vae_may_descreen_what_it_decodes(tmp_path: Path) -> None:
+    network = filled(TemporalVAE(replace(TINY_VAE, patch=4)))
+    path = checkpoints.save_native(network, tmp_path / "vae.safetensors")
+    clean = checkpoints.load_temporal_vae(path, changes={"descreen": True, "sharpen": 0.5})
+    latents = torch.randn(2, 4, 8, 10)
+    woven = network.decode(latents, None, num_frames=2)
+    expected = unsharp_mask(descreen(woven, 4), 0.5)
+    torch.testing.assert_close(clean.decode(latents, None, num_frames=2), expected)
+    assert not torch.equal(descreen(woven, 4), woven)
 
 
 @torch.no_grad()

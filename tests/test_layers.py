@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from setevsr_core.networks.descreening import descreen
 from setevsr_core.networks.layers import FeedForward
 from setevsr_core.networks.sharpening import unsharp_mask
 from setevsr_core.networks.temporal_spatial import TemporalSpatialAwareness
@@ -72,3 +73,17 @@ def test_an_unsharp_mask_strengthens_detail_alone() -> None:
     functional = pytest.importorskip("torchvision.transforms.functional")
     soft = functional.gaussian_blur(pixels, [7, 7], [1.0, 1.0])
     torch.testing.assert_close(unsharp_mask(pixels, 1.5), pixels + 1.5 * (pixels - soft))
+
+
+def test_descreening_takes_the_repeated_tile_and_leaves_the_picture() -> None:
+    pytest.importorskip("torchvision")
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, 8, 10, generator=generator)
+    picture = torch.nn.functional.interpolate(coarse, (64, 80), mode="bicubic")
+    grain = 0.05 * torch.randn(1, 3, 64, 80, generator=generator)
+    tile = 0.05 * torch.randn(1, 1, 4, 4, generator=generator)
+    weave = (tile - tile.mean()).repeat(1, 1, 16, 20)
+    left = descreen(picture + weave, 4) - descreen(picture, 4)
+    assert left.square().mean() < 0.1 * weave.square().mean()
+    assert (descreen(picture, 4) - picture).square().mean() < 1e-3 * picture.var()
+    assert (descreen(grain, 4) - grain).square().mean() < 0.1 * grain.var()

@@ -329,7 +329,11 @@ def test_a_preset_is_gathered_and_two_trainings_of_its_vae_are_mixed(networks: P
     crisp = checkpoints.load_temporal_vae(tmp_path / "preset" / "vae.safetensors")
     assert crisp.config == replace(vae.config, sharpen=0.5)
     record = json.loads((tmp_path / "preset" / "training.json").read_text())
-    assert record["sharpened"] == {"vae": f"{networks.name}/vae.safetensors", "amount": 0.5}
+    assert record["ending"] == {"vae": f"{networks.name}/vae.safetensors", "descreen": False, "sharpen": 0.5}
     assert main([*gather, "--sharpen", "-1"]) != 0
+    assert main([*gather, "--descreen"]) == 0
+    assert checkpoints.load_temporal_vae(tmp_path / "preset" / "vae.safetensors").config.descreen
+    unfolded = checkpoints.save_native(TemporalVAE(replace(vae.config, patch=1)), tmp_path / "unfolded.safetensors")
+    assert main(["train", "preset", "--out", str(again), "--vae", str(unfolded), "--descreen"]) != 0
     for file, share in ((mixed, "2"), (mixed, "much"), (str(networks / "denoiser.safetensors"), "0.5")):
         assert main([*gather, "--mix-vae", file, share]) != 0

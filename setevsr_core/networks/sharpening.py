@@ -8,10 +8,18 @@ from ..errors import require
 
 
 def unsharp_mask(pixels: Tensor, amount: float) -> Tensor:
-    """Pixels (N, C, H, W), sides above 3, with their detail strengthened: + amount * what a Gaussian of sigma 1 takes
-    away. Nothing is clamped; amount 0 gives the pixels themselves. Errors: MissingPackageError without torchvision.
+    """Pixels (N, C, H, W), sides above 3, with their detail strengthened: + amount * `detail`.
+
+    Nothing is clamped; amount 0 gives the pixels themselves. Errors: MissingPackageError without torchvision.
     """
-    if amount == 0:
-        return pixels
+    return pixels + amount * detail(pixels) if amount else pixels
+
+
+def detail(pixels: Tensor, sigma: float = 1.0) -> Tensor:
+    """What a Gaussian of `sigma` pixels takes away from pixels (N, C, H, W), sides above 3 sigma.
+
+    Errors: MissingPackageError without torchvision.
+    """
     functional = require("torchvision.transforms.functional", "torchvision", "sharpening")
-    return pixels + amount * (pixels - functional.gaussian_blur(pixels, [7, 7], [1.0, 1.0]))
+    side = 2 * round(3 * sigma) + 1
+    return pixels - functional.gaussian_blur(pixels, [side, side], [sigma, sigma])

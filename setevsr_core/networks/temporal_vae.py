@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .baseline_temporal import TemporalConv
 from .config import Config
+from .descreening import descreen
 from .sharpening import unsharp_mask
 
 
@@ -31,6 +32,7 @@ class VAEConfig(Config):
     refine: channels of a residual refinement at full resolution, after the unfolding (0 for none). Pixels that lie in
     one fold come from different channels of one convolution; only here are they neighbours, so only here can a
     pattern of the fold's period be smoothed.
+    descreen: what is decoded loses the detail that neighbouring folds have in common (needs a patch above 1).
     sharpen: amount of an unsharp mask (sigma 1 pixel) on what is decoded. What a small decoder is unsure of comes out
     soft, even where its training asked for sharper frames.
     """
@@ -45,6 +47,7 @@ class VAEConfig(Config):
     growth: int = 32
     residual: bool = False
     refine: int = 0
+    descreen: bool = False
     sharpen: float = 0.0
     scaling_factor: float = 0.18215
 
@@ -343,4 +346,6 @@ class TemporalVAE(nn.Module):
         the latents alone; 1 is what the decoder was trained with.
         """
         pixels = self.decoder(self.post_quant_conv(latents), features, num_frames, fusion)
+        if self.config.descreen:
+            pixels = descreen(pixels, self.config.patch)
         return unsharp_mask(pixels, self.config.sharpen)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..checkpoints import save_native
 from ..errors import SettingsError
+from ..networks.temporal_vae import VAEConfig
 from .building import load
 
 FILE_NAMES = {"vae": "vae", "denoiser": "denoiser", "semantic": "semantic_encoder"}
@@ -20,15 +21,15 @@ FILE_NAMES = {"vae": "vae", "denoiser": "denoiser", "semantic": "semantic_encode
 
 def gather_preset(
     out: Path, networks: Mapping[str, Path | None], runs: Sequence[Path], mixed: tuple[Path, float] | None = None,
-    sharpen: float | None = None,
+    sharpen: float | None = None, descreen: bool | None = None,
 ) -> None:
     """Write the given networks in fp16 to `out`, with the records of the folders they lie in and of further `runs`.
 
     A preset among the folders hands on the records of what it was made of.
     mixed: a second VAE and its share, for network interpolation (ESRGAN, section 3.4): between weights from before and
     after a stage that adds texture lies a network with less of its artefacts.
-    sharpen: amount of an unsharp mask on what the VAE decodes (`VAEConfig.sharpen`); None leaves it as it is.
-    Errors: SettingsError for a share outside 0..1, a negative amount or a VAE of other sizes.
+    descreen, sharpen: what the VAE does with what it decodes (`VAEConfig`); None leaves it as it is.
+    Errors: SettingsError for a share outside 0..1, a negative amount, a VAE of other sizes or without folds.
     """
     given = {kind: path for kind, path in networks.items() if path is not None}
     record: dict[str, Any] = {}
@@ -38,11 +39,12 @@ def gather_preset(
             interpolate(network, load(kind, mixed[0], torch.device("cpu")), mixed[1])
             first, second = (f"{file.parent.name}/{file.name}" for file in (path, mixed[0]))
             record["mixed"] = {"vae": first, "with": second, "share": mixed[1]}
-        if kind == "vae" and sharpen is not None:
-            if sharpen < 0:
-                raise SettingsError(f"sharpen is {sharpen:g}; it must be 0 or more")
-            network.config = replace(network.config, sharpen=sharpen)
-            record["sharpened"] = {"vae": f"{path.parent.name}/{path.name}", "amount": sharpen}
+        ending = {"descreen": descreen, "sharpen": sharpen}
+        if kind == "vae" and any(value is not None for value in ending.values()):
+            network.config = ended(network.config, {name: v for name, v in ending.items() if v is not None})
+            record["ending"] = {"vae": f"{path.parent.name}/{path.name}"} | {
+                name: getattr(network.config, name) for name in ending
+            }
         save_native(network, out / f"{FILE_NAMES[kind]}.safetensors", dtype=torch.float16)
     for folder in sorted({*runs, *(path.parent for path in given.values())}):
         if (folder / "record.json").is_file():
@@ -53,6 +55,15 @@ def gather_preset(
             for curve in folder.glob("curve_*.csv"):
                 (out / curve.name).write_text(curve.read_text())
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def ended(config: VAEConfig, changes: Mapping[str, Any]) -> VAEConfig:
+    """The config with another ending of the decoder. Errors: as `gather_preset`."""
+    if changes.get("sharpen", 0) < 0:
+        raise SettingsError(f"sharpen is {changes['sharpen']:g}; it must be 0 or more")
+    if changes.get("descreen") and config.patch == 1:
+        raise SettingsError("this VAE does not fold pixels (its patch is 1): there is nothing to descreen")
+    return replace(config, **changes)
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ FLAGS = (
     ("everything", "decoder, turbo: all decoder weights learn, not only its temporal and fusion layers"),
 )
 NOT_OPTIONS = ("command", "stage", "data", "segments", "workers", "out", "size", "config", "estimate", "mix_vae",
-               "verbose", "run")
+               "descreen", "verbose", "run")
 NETWORK_FILES = (
     ("vae", "VAE (start of 'vae' and 'decoder', frozen in the others)"),
     ("denoiser", "denoiser (start of 'stage1', 'stage2' and 'turbo', frozen in 'decoder')"),
@@ -91,6 +91,8 @@ def add_parser(subparsers: Any) -> None:
                         help="decoder, turbo: the sampler's steps, one of these drawn per batch")
     parser.add_argument("--mix-vae", nargs=2, metavar=("FILE", "SHARE"), default=None,
                         help="preset: mix so much of a second training of the VAE into it (network interpolation)")
+    parser.add_argument("--descreen", action=argparse.BooleanOptionalAction, default=None,
+                        help="preset: the VAE takes the pattern of its folds out of what it decodes")
     for name, text in NETWORK_FILES:
         parser.add_argument(f"--{name}", type=Path, help=text)
     for name, kind, text in NUMBERS:
@@ -112,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
         from .gathering import gather_preset
 
         gather_preset(args.out, {name: getattr(args, name, None) for name in ("vae", "denoiser", "semantic")},
-                      args.data or [], args.mix_vae and mix_of(*args.mix_vae), getattr(args, "sharpen", None))
+                      args.data or [], args.mix_vae and mix_of(*args.mix_vae), getattr(args, "sharpen", None),
+                      args.descreen)
         return 0
     if not args.data and not args.estimate:
         raise SettingsError("training needs --data: a folder with videos, or a packed folder")
