@@ -3,12 +3,12 @@
     python -m benchmarks.sampling PACK --lpips-weights alexnet_features.safetensors [--segments 16]
     python -m benchmarks.sampling PACK --lpips-weights ... --curve steps [--strength 1.0] [--csv F.csv] [--plot F.png]
     python -m benchmarks.sampling PACK --lpips-weights ... --curve strength [--steps 4]
-    python -m benchmarks.sampling PACK --lpips-weights ... --curve sharpen
+    python -m benchmarks.sampling PACK --lpips-weights ... --curve sharpen|descreen|steady_result
 
 PACK is a folder made by `setevsr pack`; take one that training did not draw from, and never the test clips. A curve
-moves one setting and leaves the others as the preset has them, or as given; `sharpen` is the VAE's. Below strength 1
-only that share of the steps is taken, at least one: the curve against steps at strength 1 is the one to compare with
-papers.
+moves one setting and leaves the others as the preset has them, or as given; `sharpen` and `descreen` are the VAE's.
+Below strength 1 only that share of the steps is taken, at least one: the curve against steps at strength 1 is the one
+to compare with papers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ RUNS: list[dict[str, Any]] = [
     {"steps": 15, "sampler": "ddpm", "strength": 1.0},
 ]
 CURVES: dict[str, tuple[float, ...]] = {"steps": (1, 2, 4, 8, 15, 25, 50), "strength": (0.1, 0.25, 0.5, 0.75, 1.0),
-                                       "sharpen": (0.0, 0.5, 1.0, 1.25, 1.5, 2.0)}
+                                       "sharpen": (0.0, 0.5, 1.0, 1.25, 1.5, 2.0), "descreen": (False, True),
+                                       "steady_result": (0, 1, 2, 4)}
 FIGURES = ("LPIPS", "PSNR", "E_warp", "s/frame")
 
 
@@ -50,8 +51,8 @@ def curve_runs(moved: str, fixed: dict[str, Any]) -> list[dict[str, Any]]:
 def restored(restorer: Restorer, lr: Tensor, scale: int, run: dict[str, Any]) -> Tensor:
     """One segment by the settings of a run."""
     settings = dict(run)
-    if "sharpen" in settings:
-        restorer.vae.config = replace(restorer.vae.config, sharpen=settings.pop("sharpen"))
+    ending = {name: settings.pop(name) for name in ("descreen", "sharpen") if name in settings}
+    restorer.vae.config = replace(restorer.vae.config, **ending)
     return restorer.restore(lr, scale=scale, seed=0, **settings)
 
 

@@ -152,6 +152,8 @@ def test_the_curve_against_sharpening_sets_it_in_the_vae() -> None:
     assert restorer.vae.config.sharpen == 2.0
     amounts = [float((result - plain).abs().mean()) for result in sharper]
     assert 0 < amounts[0] < amounts[1] < amounts[-1]
+    woven, clean = (sampling.restored(restorer, lr, 4, run) for run in sampling.curve_runs("descreen", {"steps": 0}))
+    assert restorer.vae.config.descreen is True and not torch.equal(woven, clean)
 
 
 def test_curves_are_written_as_csv_and_as_a_picture(tmp_path: Path) -> None:
