@@ -50,7 +50,7 @@ def steps() -> Any:
     return widget(
         io.Int, "steps", default=0, min=0, max=1000,
         tooltip="Diffusion steps; 0 uses the preset's own number. Time grows in proportion. Nano at strength 1 on "
-        "unseen clips: 4 and 8 steps gave LPIPS 0.379 and 0.359 (less is better), PSNR 21.9 and 23.0 dB.",
+        "unseen clips: 4 and 8 steps gave LPIPS 0.381 and 0.349 (less is better), PSNR 21.6 and 22.7 dB.",
     )
 
 
@@ -74,7 +74,7 @@ def strength() -> Any:
         io.Float, "strength", default=0.0, min=0.0, max=1.0, step=0.01,
         tooltip="Fidelity against detail: 1 starts from full noise (most new detail), small values start nearer to the "
         "input (fewer steps, closer to it). 0 uses the preset's own value. Nano at 4 steps on unseen clips: 0.25, 0.5, "
-        "0.75, 1 gave LPIPS 0.369, 0.365, 0.363, 0.379 (less is better) and PSNR 23.5, 23.3, 23.3, 21.9 dB.",
+        "0.75, 1 gave LPIPS 0.355, 0.351, 0.350, 0.381 (less is better) and PSNR 23.4, 23.1, 23.1, 21.6 dB.",
     )
 
 
