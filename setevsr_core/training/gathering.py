@@ -32,6 +32,7 @@ def gather_preset(
     Errors: SettingsError for a share outside 0..1, a negative amount, a VAE of other sizes or without folds.
     """
     given = {kind: path for kind, path in networks.items() if path is not None}
+    ending = {name: v for name, v in {"descreen": descreen, "sharpen": sharpen}.items() if v is not None}
     record: dict[str, Any] = {}
     for kind, path in given.items():
         network: Any = load(kind, path, torch.device("cpu"))
@@ -39,12 +40,10 @@ def gather_preset(
             interpolate(network, load(kind, mixed[0], torch.device("cpu")), mixed[1])
             first, second = (f"{file.parent.name}/{file.name}" for file in (path, mixed[0]))
             record["mixed"] = {"vae": first, "with": second, "share": mixed[1]}
-        ending = {"descreen": descreen, "sharpen": sharpen}
-        if kind == "vae" and any(value is not None for value in ending.values()):
-            network.config = ended(network.config, {name: v for name, v in ending.items() if v is not None})
-            record["ending"] = {"vae": f"{path.parent.name}/{path.name}"} | {
-                name: getattr(network.config, name) for name in ending
-            }
+        if kind == "vae" and ending:
+            network.config = config = ended(network.config, ending)
+            record["ending"] = {"vae": f"{path.parent.name}/{path.name}", "descreen": config.descreen,
+                                "sharpen": config.sharpen}
         save_native(network, out / f"{FILE_NAMES[kind]}.safetensors", dtype=torch.float16)
     for folder in sorted({*runs, *(path.parent for path in given.values())}):
         if (folder / "record.json").is_file():
