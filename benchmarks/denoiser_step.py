@@ -5,13 +5,15 @@
 
 Operations are counted on tensors without data. Times are of random weights (they take about 4 GB in bfloat16), one
 step after a warm-up, in processor seconds divided by threads, so that a busy machine disturbs them little. Each row
-comes from a process of its own, whose peak of memory is printed beside it. The plain U-Net is diffusers'
-UNet2DConditionModel with SD 2.1's sizes, on the same latents as a batch.
+comes from a process of its own, whose peak of memory is printed beside it; with --repeat the rows take turns and the
+quickest step of each counts, so that a machine that slows down for a while does not decide between them. The plain
+U-Net is diffusers' UNet2DConditionModel with SD 2.1's sizes, on the same latents as a batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -107,22 +109,17 @@ def module_shares(network: Any, data: dict[str, torch.Tensor]) -> dict[str, floa
     return {title: flops for title, flops in spent.items() if flops}
 
 
-def seconds_of(step: Callable[[], Any], repeat: int = 1) -> tuple[float, float]:
-    """(processor seconds by thread, wall seconds) of the quickest of `repeat` calls after a warm-up."""
-
-    def once() -> tuple[float, float]:
-        wall, work = time.perf_counter(), time.process_time()
-        step()
-        return (time.process_time() - work) / torch.get_num_threads(), time.perf_counter() - wall
-
+def seconds_of(step: Callable[[], Any]) -> tuple[float, float]:
+    """(processor seconds by thread, wall seconds) of a call after a warm-up."""
     step()
-    return min(once() for _ in range(repeat))
+    wall, work = time.perf_counter(), time.process_time()
+    step()
+    return (time.process_time() - work) / torch.get_num_threads(), time.perf_counter() - wall
 
 
 @torch.no_grad()
-def time_step(
-    config: DenoiserConfig | None, frames: int, latent: int, dtype: torch.dtype, repeat: int
-) -> tuple[float, float, float]:
+def time_step(config: DenoiserConfig | None, frames: int, latent: int, dtype: torch.dtype
+              ) -> tuple[float, float, float]:
     """Processor seconds by thread, wall seconds and the peak of memory in bytes; config None: the plain U-Net."""
     data = inputs(frames, latent, "cpu", dtype)
     if config is None:
@@ -130,7 +127,7 @@ def time_step(
         step = lambda: network(data["latents"], data["times"], encoder_hidden_states=text)  # noqa: E731
     else:
         step = our_step(filled(Denoiser(config, device="meta", dtype=dtype), "cpu"), data)
-    return *seconds_of(step, repeat), process_memory.peak()
+    return *seconds_of(step), process_memory.peak()
 
 
 @torch.no_grad()
@@ -142,7 +139,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=native,
                         help="default: bfloat16 where the processor computes in it")
-    parser.add_argument("--repeat", type=int, default=1, help="steps to time; the quickest counts")
+    parser.add_argument("--repeat", type=int, default=1, help="steps of each row, by turns; the quickest counts")
     parser.add_argument("--count-only", action="store_true", help="operations only, no times")
     args = parser.parse_args()
     if args.threads:
@@ -182,14 +179,18 @@ def main() -> None:
     print("| step | TFLOP | processor s by thread | wall s | times plain | share of the matrix rate "
           "| peak memory, GB |")
     print("|---|---|---|---|---|---|---|")
-    plain, first = "plain SD 2.1, diffusers", 0.0
+    plain = "plain SD 2.1, diffusers"
     flops[plain] = plain_flops
-    for title in (plain, *reversed(settings)):
-        work, wall, peak = process_memory.in_own_process(
-            args.threads, time_step, settings.get(title), *size, dtype, args.repeat)
-        first = first or work
+    rows: dict[str, list[tuple[float, float, float]]] = {plain: [], **{title: [] for title in reversed(settings)}}
+    for _ in range(args.repeat):
+        for title, seen in rows.items():
+            seen.append(process_memory.in_own_process(args.threads, time_step, settings.get(title), *size, dtype))
+            print(f"{title}: {seen[-1][0]:.2f} s", file=sys.stderr, flush=True)
+    first, _, _ = min(rows[plain])
+    for title, seen in rows.items():
+        work, wall, peak = min(seen)
         print(f"| {title} | {flops[title] / 1e12:.3f} | {work:.2f} | {wall:.2f} | {work / first:.2f} | "
-              f"{flops[title] / work / rate:.2f} | {peak / 2**30:.1f} |", flush=True)
+              f"{flops[title] / work / rate:.2f} | {peak / 2**30:.1f} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What other ways to run the same networks would gain: kernels of attention, channels-last weights, compiled blocks.
+"""What other ways to run the same networks would gain: kernels of attention, pieces of feed-forward layers,
+channels-last weights, compiled blocks.
 
     python -m benchmarks.kernels [--latent 32] [--frames 5] [--dtype float32] [--without-compile]
 
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from setevsr_core.estimate import matmul_rate
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
+from setevsr_core.networks.layers import FeedForward
 from setevsr_core.networks.residual import ResidualBlock
 from setevsr_core.networks.spatial_transformer import TransformerBlock
 from setevsr_core.networks.temporal_spatial import TemporalSpatialAwareness
@@ -35,6 +39,7 @@ from .denoiser_step import filled, inputs, our_step, seconds_of
 BLOCKS = (ResidualBlock, TransformerBlock, TemporalTransformer, TemporalSpatialAwareness, ResnetBlock, DenseBlock)
 ATTENTION = {"SeAM, finest level": (5, 4096, 4096, 64), "SeAM, coarsest level": (20, 64, 4096, 64),
              "TSAM, finest level": (5, 4096, 4096, 32)}  # heads, queries, keys, width of a head
+REPEAT = 4  # the quickest counts, where a row takes less than a second
 
 
 def as_it_is(network: nn.Module) -> None:
@@ -67,6 +72,25 @@ def attention_rates(dtype: torch.dtype) -> None:
                 seconds, _ = seconds_of(lambda q=query, k=key, v=value: F.scaled_dot_product_attention(q, k, v))
             reached.append(4 * heads * queries * keys * width / seconds)
         print(f"| {name} | {reached[0] / 1e9:.0f} | {reached[1] / 1e9:.0f} | {reached[0] / rate:.2f} |", flush=True)
+
+
+def feed_forward_pieces(dtype: torch.dtype) -> None:
+    """Prints the feed-forward layers of 5 frames of 64x64 latents, their tokens passing in pieces of other sizes."""
+    sizes = {"none": sys.maxsize, **{f"2^{bits}": 2**bits for bits in (20, 21, 22, 23, 24)}}
+    sizes["as it is"] = FeedForward.PIECE
+    print("\n| feed-forward, seconds by size of a piece | " + " | ".join(sizes) + " |")
+    print("|---" * (1 + len(sizes)) + "|")
+    for tokens, channels in ((20480, 320), (20480, 160), (5120, 640), (5120, 320), (1280, 1280), (1280, 640)):
+        layer = filled(FeedForward(channels, device="meta", dtype=dtype), "cpu")
+        x = torch.randn(1, tokens, channels).to(dtype)
+        seconds = dict.fromkeys(sizes, math.inf)
+        for _ in range(REPEAT):
+            for title, size in sizes.items():
+                FeedForward.PIECE = size
+                seconds[title] = min(seconds[title], seconds_of(lambda layer=layer, x=x: layer(x))[0])
+        print(f"| {tokens} tokens, {channels} channels | " + " | ".join(f"{s:.3f}" for s in seconds.values()) + " |",
+              flush=True)
+    FeedForward.PIECE = sizes["as it is"]
 
 
 def works(latent: int, frames: int, dtype: torch.dtype) -> dict[str, Callable[[Callable[[nn.Module], None]], Any]]:
@@ -113,6 +137,7 @@ def main() -> None:
     print(f"{args.latent}x{args.latent} latents, {args.dtype}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads\n")
     attention_rates(getattr(torch, args.dtype))
+    feed_forward_pieces(getattr(torch, args.dtype))
     print("\n| work | way | s | times less | s to the first result |\n|---|---|---|---|---|")
     for name, prepare in works(args.latent, args.frames, getattr(torch, args.dtype)).items():
         first = 0.0

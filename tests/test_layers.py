@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from setevsr_core.networks.descreening import descreen
-from setevsr_core.networks.layers import FeedForward
+from setevsr_core.networks.layers import FeedForward, SelfAttention
 from setevsr_core.networks.sharpening import unsharp_mask
 from setevsr_core.networks.temporal_spatial import TemporalSpatialAwareness
 from setevsr_core.networks.temporal_transformer import TemporalTransformer
@@ -52,6 +52,19 @@ def test_every_attention_takes_a_fused_kernel() -> None:
         result = denoiser(latents, times, num_frames=FRAMES, lr_maps=maps, text=torch.randn(1, 3, 8),
                           semantics=torch.randn(FRAMES, 256, 4, 4))  # fmt: skip
     assert result.shape == latents.shape
+
+
+@torch.no_grad()
+def test_attention_over_time_is_attention_of_every_pixel_by_itself() -> None:
+    torch.manual_seed(0)
+    videos, tokens, channels = 2, 6, 16
+    layer, x = SelfAttention(channels, 8), torch.randn(videos * FRAMES, tokens, channels)
+    expected = torch.empty_like(x)
+    for video in range(videos):
+        frames = slice(video * FRAMES, (video + 1) * FRAMES)
+        for token in range(tokens):
+            expected[frames, token] = layer(x[frames, token][None])[0]
+    torch.testing.assert_close(layer.over_time(x, FRAMES), expected)
 
 
 def test_a_feed_forward_gives_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

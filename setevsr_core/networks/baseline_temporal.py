@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from .layers import SelfAttention
-from .temporal_transformer import frames_to_pixels, pixels_to_frames
 
 
 def mix(update: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
@@ -48,6 +47,5 @@ class TemporalAttention(nn.Module):
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         """x (B*T, C, h, w) -> the same shape."""
         tokens = x.flatten(2).transpose(1, 2)
-        update = self.temporal_attn(self.norm(frames_to_pixels(tokens, num_frames)))
-        update = pixels_to_frames(update, tokens.shape[1]).transpose(1, 2).unflatten(2, x.shape[2:])
-        return mix(update, x, self.temporal_alpha)
+        update = self.temporal_attn.over_time(self.norm(tokens), num_frames)
+        return mix(update.transpose(1, 2).unflatten(2, x.shape[2:]), x, self.temporal_alpha)

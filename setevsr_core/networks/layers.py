@@ -42,6 +42,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
+def attend_over_time(query: Tensor, key: Tensor, value: Tensor, heads: int, num_frames: int) -> Tensor:
+    """As `attend`, of every token to itself in the other frames of its video: (B*T, n, C) each -> (B*T, n, C)."""
+    videos = query.shape[0] // num_frames
+    # A sequence in time is a view of tokens that stay in the order of frames; only several videos need a copy.
+    query, key, value = (x.unflatten(0, (videos, num_frames)).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1, 4)
+                         .flatten(0, 1) for x in (query, key, value))  # fmt: skip
+    attended = F.scaled_dot_product_attention(query, key, value).unflatten(0, (videos, -1))
+    return attended.permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention over tokens (N, n, C); queries, keys and values without bias (SD 2.1 layout)."""
 
@@ -59,6 +69,11 @@ class SelfAttention(nn.Module):
         """context (N, m, C): fewer tokens to attend to, such as pooled ones; None attends to all tokens."""
         context = tokens if context is None else context
         return self.to_out[0](attend(self.to_q(tokens), self.to_k(context), self.to_v(context), self.heads))
+
+    def over_time(self, tokens: Tensor, num_frames: int) -> Tensor:
+        """Attention of every token (B*T, n, C) to itself in the frames of its video; the same shape."""
+        projected = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
+        return self.to_out[0](attend_over_time(*projected, self.heads, num_frames))
 
 
 class CrossAttention(nn.Module):
@@ -100,11 +115,11 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     """GEGLU feed-forward with four-fold inner width (SD 2.1: `ff.net.0.proj`, `ff.net.2`).
 
-    On a processor tokens pass in pieces, unless gradients are wanted: the inner layer is eight times as wide as they
-    are, and a piece of it stays in the cache instead of being fresh memory for every operation.
+    On a processor tokens pass in even pieces, unless gradients are wanted: the inner layer is eight times as wide as
+    they are, and a piece of it stays in the cache instead of being fresh memory for every operation.
     """
 
-    PIECE = 2**22  # numbers of the inner layer
+    PIECE = 5 * 2**20  # numbers of the inner layer; `benchmarks.kernels` compares
 
     def __init__(self, channels: int, *, ops: Any = nn, dtype: torch.dtype | None = None, device: Any = None):
         super().__init__()
@@ -117,5 +132,5 @@ class FeedForward(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         if tokens.device.type != "cpu" or torch.is_grad_enabled():
             return self.net[2](self.net[0](tokens))
-        pieces = tokens.flatten(0, -2).split(max(1, self.PIECE // (8 * tokens.shape[-1])))
+        pieces = tokens.flatten(0, -2).chunk(math.ceil(8 * tokens.numel() / self.PIECE))
         return torch.cat([self.net[2](self.net[0](piece)) for piece in pieces]).view_as(tokens)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .layers import FeedForward, SelfAttention
-from .temporal_transformer import add_time_positions, frames_to_pixels, pixels_to_frames
+from .temporal_transformer import add_time_positions
 
 TSAM_HEAD_DIM = 32  # the halves are 160, 320, 640 wide at full size: 64 does not divide 160
 
@@ -17,26 +17,28 @@ TSAM_HEAD_DIM = 32  # the halves are 160, 320, 640 wide at full size: 64 does no
 class AttentionBlock(nn.Module):
     """x + Attention(Norm(x)), then x + FFN(Norm(x)) (Eq. 4, one branch).
 
-    positions: add time positions. pooling: keys and values come from tokens averaged over so many pixels each way.
+    over_time: every token attends to itself in the segment's frames, with time positions; otherwise to all tokens of
+    its frame. pooling: of these, keys and values come from means over so many pixels each way.
     """
 
-    def __init__(self, channels: int, *, positions: bool = False, pooling: int = 1, ops: Any = nn,
+    def __init__(self, channels: int, *, over_time: bool = False, pooling: int = 1, ops: Any = nn,
                  dtype: torch.dtype | None = None, device: Any = None):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
-        self.positions, self.pooling = positions, pooling
+        self.over_time, self.pooling = over_time, pooling
         self.norm1 = ops.LayerNorm(channels, **kw)
         self.attn = SelfAttention(channels, min(TSAM_HEAD_DIM, channels), ops=ops, **kw)
         self.norm2 = ops.LayerNorm(channels, **kw)
         self.ff = FeedForward(channels, ops=ops, **kw)
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """tokens (N, n, C); grid: (h, w) with h * w = n, needed for pooling."""
+    def forward(self, tokens: Tensor, num_frames: int, grid: tuple[int, int]) -> Tensor:
+        """tokens (B*T, n, C) of frames of (h, w) = grid latents, h * w = n -> the same shape."""
         normed = self.norm1(tokens)
-        if self.positions:
-            normed = add_time_positions(normed)
-        context = None if self.pooling == 1 or grid is None else pool_tokens(normed, grid, self.pooling)
-        tokens = tokens + self.attn(normed, context)
+        if self.over_time:
+            update = self.attn.over_time(add_time_positions(normed, num_frames), num_frames)
+        else:
+            update = self.attn(normed, None if self.pooling == 1 else pool_tokens(normed, grid, self.pooling))
+        tokens = tokens + update
         return tokens + self.ff(self.norm2(tokens))
 
 
@@ -58,15 +60,14 @@ class TemporalSpatialAwareness(nn.Module):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
         self.spatial = AttentionBlock(channels // 2, pooling=pooling, ops=ops, **kw)
-        self.temporal = AttentionBlock(channels // 2, positions=True, ops=ops, **kw)
+        self.temporal = AttentionBlock(channels // 2, over_time=True, ops=ops, **kw)
         self.mlp_in = ops.Linear(channels, channels, **kw)
         self.mlp_out = ops.Linear(channels, channels, **kw)
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         """x (B*T, C, h, w) -> the same shape."""
-        spatial, temporal = x.flatten(2).transpose(1, 2).chunk(2, dim=-1)
-        tokens = spatial.shape[1]
-        spatial = self.spatial(spatial, (x.shape[2], x.shape[3]))
-        temporal = pixels_to_frames(self.temporal(frames_to_pixels(temporal, num_frames)), tokens)
-        update = self.mlp_out(F.gelu(self.mlp_in(torch.cat([spatial, temporal], dim=-1))))
+        halves = (half.contiguous() for half in x.flatten(2).transpose(1, 2).chunk(2, dim=-1))
+        branches = [branch(half, num_frames, (x.shape[2], x.shape[3]))
+                    for branch, half in zip((self.spatial, self.temporal), halves, strict=True)]
+        update = self.mlp_out(F.gelu(self.mlp_in(torch.cat(branches, dim=-1))))
         return x + update.transpose(1, 2).unflatten(2, x.shape[2:])

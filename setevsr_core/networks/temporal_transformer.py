@@ -10,20 +10,11 @@ from torch import Tensor, nn
 from .layers import FeedForward, SelfAttention, sinusoidal_embedding
 
 
-def frames_to_pixels(x: Tensor, num_frames: int) -> Tensor:
-    """(B*T, n, C) -> (B*n, T, C): one sequence in time for every spatial token."""
-    return x.unflatten(0, (-1, num_frames)).transpose(1, 2).flatten(0, 1)
-
-
-def pixels_to_frames(x: Tensor, tokens: int) -> Tensor:
-    """(B*n, T, C) -> (B*T, n, C): the inverse of `frames_to_pixels`."""
-    return x.unflatten(0, (-1, tokens)).transpose(1, 2).flatten(0, 1)
-
-
-def add_time_positions(x: Tensor) -> Tensor:
-    """Add sinusoidal positions 0..T-1 to sequences (M, T, C); without them attention cannot tell before from after."""
-    positions = torch.arange(x.shape[1], device=x.device)
-    return x + sinusoidal_embedding(positions, x.shape[2]).to(x.dtype)
+def add_time_positions(tokens: Tensor, num_frames: int) -> Tensor:
+    """Add sinusoidal positions 0..T-1 to tokens (B*T, n, C); without them attention cannot tell before from after."""
+    positions = torch.arange(num_frames, device=tokens.device)
+    embedded = sinusoidal_embedding(positions, tokens.shape[-1]).to(tokens.dtype)
+    return (tokens.unflatten(0, (-1, num_frames)) + embedded[:, None]).flatten(0, 1)
 
 
 class TemporalTransformer(nn.Module):
@@ -44,10 +35,7 @@ class TemporalTransformer(nn.Module):
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         """x (B*T, C, h, w) -> the same shape."""
-        tokens = x.flatten(2).transpose(1, 2)
-        time = frames_to_pixels(tokens, num_frames)
-        time = time + self.attn(add_time_positions(self.norm1(time)))
-        time = time + self.ff(self.norm2(time))
-        # Back in frame order the tokens are contiguous again; otherwise `Linear` copies its weights for every pixel.
-        update = self.proj_out(pixels_to_frames(time, tokens.shape[1]))
-        return x + update.transpose(1, 2).unflatten(2, x.shape[2:])
+        tokens = x.flatten(2).transpose(1, 2).contiguous()
+        tokens = tokens + self.attn.over_time(add_time_positions(self.norm1(tokens), num_frames), num_frames)
+        tokens = tokens + self.ff(self.norm2(tokens))
+        return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
