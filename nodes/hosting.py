@@ -26,7 +26,8 @@ PLAIN_LAYERS = frozenset({ENCODER})
 class ComponentHandle:
     """What travels over a network socket. ComfyUI finds the weights to evict or keep through `.patcher`.
 
-    `defaults` are the settings of the preset that the network came with; empty for a single file.
+    `name` is the preset's or the file's; `defaults` are the preset's settings, empty for a single file. `identity` says
+    which weights these are, with what Load LoRA adds to them; it stays the same while patches come and go.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class ComponentHandle:
     patcher: Any
     name: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    identity: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -60,11 +62,14 @@ def host_component(
 
     fp8: store the denoiser's large weights in fp8 instead; other networks are small or need the precision.
     """
+    from ..setevsr_core.restorer import network_identity
+
     module.to(dtype)
     module.dtype = dtype  # type: ignore[assignment]  # the networks keep the type they compute in beside their weights
     module.eval().requires_grad_(False)
     if fp8 and kind == DENOISER:
         store_in_fp8(module)
+    identity = network_identity(module)  # now, before anything can patch the weights in place
     load_device, offload_device = devices(kind)
     hosted = module
     if kind == DENOISER:
@@ -72,7 +77,7 @@ def host_component(
 
         hosted = SeTeModel(module, offload_device)
     patcher = compat.make_patcher(hosted, load_device, offload_device, whole=kind in PLAIN_LAYERS)
-    return ComponentHandle(kind, module, patcher, name, dict(defaults or {}))
+    return ComponentHandle(kind, module, patcher, name, dict(defaults or {}), identity)
 
 
 def devices(kind: str) -> tuple[torch.device, torch.device]:
@@ -152,7 +157,7 @@ def make_restorer(
     return Restorer(
         denoiser.module, vae.module, reader,
         device=denoiser.device, defaults=dict(denoiser.defaults), place=False, prepare=prepare,
-        preview=latent_pictures(denoiser),
+        preview=latent_pictures(denoiser), identity=" ".join(handle.identity for handle in handles.values()),
     )  # fmt: skip
 
 

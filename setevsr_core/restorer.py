@@ -29,7 +29,8 @@ class Restorer:
     as they are. defaults: a preset's own settings, used where a call leaves them open. place: False leaves moving and
     casting of the modules to their owner. prepare(name): called with "vae", "encoder" or "denoiser" before each is
     used, for an owner that loads networks only when needed. preview(latents, matrix): makes the pictures for progress,
-    as `stages.preview`, which is the default. `denoiser` may be None if every call sets steps to 0.
+    as `stages.preview`, which is the default. identity: which weights these are, for an owner that changes them for
+    a while (patches); None looks at them when it is asked. `denoiser` may be None if every call sets steps to 0.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Restorer:
         place: bool = True,
         prepare: Callable[[str], None] | None = None,
         preview: Callable[[Tensor, Tensor], Tensor] | None = None,
+        identity: str | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.denoiser, self.vae, self.encoder = denoiser, vae, encoder
         self.defaults = dict(defaults or {})
         self.prepare = prepare or (lambda name: None)
         self.preview = preview or stages.preview
+        self.identity = identity
         if place:
             for module in (denoiser, vae, encoder):
                 _place(module, self.device, dtype)
@@ -140,18 +143,16 @@ class Restorer:
         checked = self.settings(**settings)
         return self._blocks(frames, checked, num_frames, text, progress, check_cancel, resume, on_carry)
 
-    def fingerprint(self, **chosen: Any) -> str:
-        """What decides the bits of `stream` besides the frames: settings, sizes and a sample of the weights of
-        every network, number type and kind of device. Equal for equal networks, wherever their files lie.
+    def fingerprint(self, *, text: Tensor | None = None, **chosen: Any) -> str:
+        """What decides the bits of `stream` besides the frames: settings, text, the identity of the networks and the
+        kind of device. Equal for equal networks, wherever their files lie.
         """
-        digest = hashlib.sha256(repr((self.settings(**chosen), self.device.type)).encode())
-        for network in (self.denoiser, self.vae, self.encoder):
-            if isinstance(network, torch.nn.Module):
-                digest.update(repr((getattr(network, "dtype", None), getattr(network, "config", None))).encode())
-                for name, value in network.state_dict().items():
-                    digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-                    if value.device.type != "meta":
-                        digest.update(repr(value.flatten()[:16].float().tolist()).encode())
+        networks = self.identity
+        if networks is None:
+            networks = " ".join(network_identity(network) for network in (self.denoiser, self.vae, self.encoder))
+        digest = hashlib.sha256(repr((self.settings(**chosen), self.device.type, networks)).encode())
+        if text is not None:
+            digest.update(repr(text.float().flatten().tolist()).encode())
         return digest.hexdigest()
 
     def _blocks(
@@ -169,6 +170,22 @@ class Restorer:
         bar.begin(resume.first_frame)
         run = SegmentRun(self, settings, bar, text, check_cancel)
         return bar.finishing(restored_blocks(frames, settings, run.compute, resume, on_carry))
+
+
+def network_identity(network: Any) -> str:
+    """Which weights a network holds, and how it computes: sizes, number types and a sample of every weight, as a hash.
+
+    Weights on the meta device count by their shape. "" for None and for what is no module.
+    """
+    if not isinstance(network, torch.nn.Module):
+        return ""
+    facts = (getattr(network, "dtype", None), getattr(network, "config", None))
+    digest = hashlib.sha256(repr(facts).encode())
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        if value.device.type != "meta":
+            digest.update(repr(value.flatten()[:16].float().tolist()).encode())
+    return digest.hexdigest()
 
 
 def _place(module: Any, device: torch.device, dtype: torch.dtype | None) -> None:
