@@ -28,21 +28,30 @@ def cpu_computes_bfloat16() -> bool:
     return False
 
 
+def gpu_computes_bfloat16(device: torch.device) -> bool:
+    """Whether this very GPU multiplies bfloat16 natively: NVIDIA's since Ampere, and AMD's.
+
+    `torch.cuda.is_bf16_supported` would ask the current GPU, whichever is meant.
+    """
+    if not torch.cuda.is_available():
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+
+
 def automatic_dtype(device: Any) -> torch.dtype:
-    """float16 on CUDA; bfloat16 on a CPU that computes in it; float32 elsewhere."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return torch.float16
-    return torch.bfloat16 if kind == "cpu" and cpu_computes_bfloat16() else torch.float32
+    """bfloat16 where the device computes in it natively; elsewhere float16 on CUDA and float32 on others.
+
+    bfloat16 comes before float16 because SD 2.1's attention can overflow float16.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if gpu_computes_bfloat16(device) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and cpu_computes_bfloat16() else torch.float32
 
 
 def training_precision(device: Any) -> str:
-    """The number type of autocast, as `setevsr train --precision` names it: bf16 where the device computes in it,
-    else fp16 on CUDA (with its loss scaling) and fp32 elsewhere."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if kind == "cpu" and cpu_computes_bfloat16() else "fp32"
+    """`automatic_dtype` as `setevsr train --precision` names it: bf16, fp16 (with its loss scaling) or fp32."""
+    return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(automatic_dtype(device), "fp32")
 
 
 def warn_of_emulation(device: Any, dtype: torch.dtype | None) -> None:

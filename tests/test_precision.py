@@ -30,12 +30,14 @@ def test_training_on_a_processor_takes_bf16_only_where_it_is_native(native: bool
     assert settings("bf16").on(CPU).precision == "bf16"  # what was asked for stays
 
 
-@pytest.mark.parametrize("native_bf16", [True, False])
-def test_training_on_a_gpu_takes_fp16_where_bf16_is_not_native(
-    native_bf16: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native_bf16)
-    assert precision.training_precision("cuda") == ("bf16" if native_bf16 else "fp16")
+def test_a_gpu_takes_fp16_only_where_bf16_is_not_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if device.index == 1 else (7, 5))
+    assert [precision.automatic_dtype(name) for name in ("cuda:1", "cuda:0")] == [torch.bfloat16, torch.float16]
+    assert [precision.training_precision(name) for name in ("cuda:1", "cuda:0")] == ["bf16", "fp16"]
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert precision.automatic_dtype("cuda:0") == torch.bfloat16
 
 
 def test_an_unknown_precision_is_refused() -> None:
