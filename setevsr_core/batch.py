@@ -27,25 +27,34 @@ VIDEOS = (
 )
 
 
-def plan(inputs: Sequence[str], output: str, ending: str) -> tuple[list[tuple[Path, Path]], bool]:
+def plan(
+    inputs: Sequence[str], output: str, ending: str, *, may_be_empty: bool = False
+) -> tuple[list[tuple[Path, Path]], bool]:
     """((input, output) of every video, whether `output` is a folder for several).
 
     An input is a video file, a folder of videos (its direct files), a folder of numbered pictures (one video), or a
     pattern. `output` is a folder if there is more than one input, if it is an existing folder, or ends with a slash;
-    a result is named after its video, and after its ending too where two would collide.
-    Errors: VideoError when nothing is found, or `output` would have to be a folder and is a file.
+    a result is named after its video, and after its ending too where two would collide. may_be_empty: an input in
+    which there is nothing (yet) is left out, instead of being an error.
+    Errors: VideoError for an input in which nothing is found, for an `output` that would have to be a folder and names
+    a file, and for numbered pictures without a folder of their own.
     """
     from .video.sequence import is_pattern
 
-    found = [path for name in inputs for path in _expand(name)]
-    sources = list({path.resolve(): path for path in found}.values())
+    found = [_expand(name) for name in inputs]
+    if not may_be_empty:
+        _require_all(inputs, found)
+    sources = list({path.resolve(): path for videos in found for path in videos}.values())
     target = Path(output)
     chosen_one_by_one = len(inputs) == 1 and sources == [Path(inputs[0])]
     several = not chosen_one_by_one or target.is_dir() or output.endswith(("/", "\\"))
     if not several:
+        if is_pattern(target) and target.parent.name in ("", ".."):
+            raise VideoError(f"'{output}' names no new folder, and pictures get one of their own; give one, "
+                             f"as in restored/{target.name}")
         return [(sources[0], target)], False
     if target.is_file() or is_pattern(target) or target.suffix.lower() in VIDEOS:
-        raise VideoError(f"'{output}' is the name of one result, and there are {len(sources)} inputs; give a folder")
+        raise VideoError(f"'{output}' is the name of one file, and there may be several results; give a folder")
     ending = ending if ending.startswith(".") else "." + ending
     stems = Counter(path.stem for path in sources)
     taken: Counter[str] = Counter()
@@ -57,21 +66,31 @@ def plan(inputs: Sequence[str], output: str, ending: str) -> tuple[list[tuple[Pa
     return jobs, True
 
 
+def _require_all(inputs: Sequence[str], found: Sequence[list[Path]]) -> None:
+    for name, videos in zip(inputs, found, strict=True):
+        if not videos and Path(name).is_dir():
+            raise VideoError(f"'{name}' is a folder without videos or pictures; give another one")
+        if not videos:
+            raise VideoError(f"no video is called '{name}'; check the pattern")
+
+
 def _expand(name: str) -> list[Path]:
-    """The videos that one input stands for."""
+    """The videos that one input stands for; none in an empty folder, or if a pattern fits nothing."""
+    path = Path(name)
+    try:
+        if path.is_dir():
+            return _videos_in(path)
+        if not path.exists() and glob.has_magic(name):
+            matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+            return [video for match in matches for video in (_videos_in(match) if match.is_dir() else [match])]
+    except OSError as error:
+        raise VideoError(f"'{name}' cannot be read: {error.strerror}; check it, or give another input") from error
+    return [path]
+
+
+def _videos_in(folder: Path) -> list[Path]:
+    """The videos of a folder, or the folder itself where it holds numbered pictures instead."""
     from .video.sequence import pictures_in
 
-    path = Path(name)
-    if path.is_dir():
-        videos = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in VIDEOS and entry.is_file())
-        if videos:
-            return videos
-        if pictures_in(path):
-            return [path]
-        raise VideoError(f"'{name}' is a folder without videos or pictures; give another one")
-    if not path.exists() and glob.has_magic(name):
-        matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
-        if not matches:
-            raise VideoError(f"nothing is called '{name}'; check the pattern")
-        return [video for match in matches for video in (_expand(str(match)) if match.is_dir() else [match])]
-    return [path]
+    videos = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in VIDEOS and entry.is_file())
+    return videos or ([folder] if pictures_in(folder) else [])

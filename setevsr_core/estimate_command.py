@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .devices import usable_device
 from .errors import SettingsError
 from .estimate import describe, estimate, full_size_on_meta, law, matmul_rate, networks_on_meta
 from .precision import automatic_dtype
@@ -37,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     width, height = parse_size(args.size)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(args.device)
     dtype = DTYPES[args.dtype] if args.dtype else automatic_dtype(device)
     full = args.denoiser_size == FULL_SIZE
     networks, defaults = (full_size_on_meta(dtype), {}) if full else networks_on_meta(args.preset, dtype)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import math
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from .errors import SeTeVSRError, SettingsError, VideoError
+
+log = logging.getLogger(__name__)
 
 SOME_FAILED = 3
 DTYPES = ("float32", "float16", "bfloat16")
@@ -81,7 +85,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--start", type=float, default=0.0, metavar="S", help="begin at this second (default: 0)")
     parser.add_argument("--duration", type=float, metavar="S", help="restore only so many seconds")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: the best there is)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: CUDA if there is one, else the CPU)")
     parser.add_argument(
         "--ray", metavar="ADDRESS",
         help="spread the segments over a Ray cluster (host:6379, ray://host:10001), or 'local' for all of this machine",
@@ -94,7 +98,7 @@ def add_parser(subparsers: Any) -> None:
         help="on the codec's own scale, for h264 0 (lossless) to 51 (default: 18 for h264, alike for the others)",
     )  # fmt: skip
     parser.add_argument("--ending", default=".mp4", help="kind of file in an output folder (default: .mp4)")
-    parser.add_argument("--fps", type=Fraction, default=Fraction(24), help="frame rate of a folder of pictures")
+    parser.add_argument("--fps", type=_frame_rate, default=Fraction(24), help="frame rate of a folder of pictures")
     parser.add_argument("--skip-existing", action="store_true", help="leave out videos whose result is there already")
     parser.add_argument("--no-resume", action="store_true", help="keep no unfinished work on the disk")
     parser.add_argument(
@@ -116,13 +120,14 @@ def run(args: argparse.Namespace) -> int:
     """Exit code 0, or 3 if some of several videos failed. Errors: SeTeVSRError if the only one failed; a file that was
     there before stays untouched then.
     """
-    jobs, several = _jobs(args)
     done = failed = 0
     rows: list[dict[str, Any]] = []
     with _Networks(args) as networks:
+        jobs, several = _jobs(args)
         for source, target in jobs:
             try:
-                row = _restore_one(args, source, target, networks)
+                with _readable_errors(source):
+                    row = _restore_one(args, source, target, networks)
             except SeTeVSRError as error:
                 if not several and not args.json:
                     raise
@@ -148,22 +153,57 @@ def _jobs(args: argparse.Namespace) -> tuple[Iterable[tuple[Path, Path]], bool]:
     if args.watch is None:
         jobs, several = plan(args.inputs, args.output, args.ending)
         if several:
-            Path(args.output).mkdir(parents=True, exist_ok=True)
+            _make_folder(args.output)
         return jobs, several
     from .watching import watch
 
-    if args.watch <= 0:
+    if not 0 < args.watch < math.inf:
         raise SettingsError(f"--watch is {args.watch:g}; give the seconds between two looks, above 0")
-    Path(args.output).mkdir(parents=True, exist_ok=True)
     folder = args.output.rstrip("/\\") + "/"
+
+    def look() -> list[tuple[Path, Path]]:
+        return plan(args.inputs, folder, args.ending, may_be_empty=True)[0]
 
     def find() -> list[tuple[Path, Path]]:
         try:
-            return plan(args.inputs, folder, args.ending)[0]
-        except VideoError:  # nothing there yet
+            return look()
+        except VideoError as error:  # such as a network folder that is away for a while
+            log.warning("%s; looking again in %g seconds", error, args.watch)
             return []
 
+    look()  # what cannot be meant is said at once
+    _make_folder(folder)
     return watch(find, args.watch), True
+
+
+@contextmanager
+def _readable_errors(source: Path) -> Iterator[None]:
+    """One sentence for what has nothing to do with this program, so that the other videos are not stopped by it."""
+    from .memory import readable_memory_error
+
+    try:
+        with readable_memory_error():
+            yield
+    except OSError as error:
+        raise VideoError(f"'{source}' cannot be restored: {error}") from error
+
+
+def _make_folder(name: str) -> None:
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VideoError(f"the folder '{name}' cannot be made: {error.strerror}; give another one") from error
+
+
+def _frame_rate(text: str) -> Fraction:
+    """The value of --fps."""
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if rate <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is no frame rate; give one above 0, such as 25 or 30000/1001")
+    return rate
 
 
 def _restore_one(args: argparse.Namespace, source: Path, target: Path, networks: _Networks) -> dict[str, Any]:
@@ -221,10 +261,16 @@ def _print_row(row: dict[str, Any]) -> None:
 
 
 class _Networks:
-    """The restorer of the options, made for the first video that can be read and kept for the others."""
+    """The restorer of the options, made for the first video that can be read and kept for the others.
+
+    Errors, at once: SettingsError for a device that is not there; on a cluster only its workers know.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
+        from .devices import usable_device
+
         self._args = args
+        self._device = None if args.ray or args.device is None else usable_device(args.device)
         self._restorer: Any = None
         self._open = ExitStack()
 
@@ -246,13 +292,8 @@ class _Networks:
 
         from .restorer import Restorer
 
-        args = self._args
-        try:
-            device = None if args.device is None else torch.device(args.device)
-        except RuntimeError as error:
-            raise SettingsError(f"device is '{args.device}'; give cpu, cuda, cuda:0 or mps") from error
-        dtype = None if args.dtype is None else getattr(torch, args.dtype)
-        return Restorer.from_preset(args.preset, device=device, dtype=dtype)
+        dtype = None if self._args.dtype is None else getattr(torch, self._args.dtype)
+        return Restorer.from_preset(self._args.preset, device=self._device, dtype=dtype)
 
     def __enter__(self) -> _Networks:
         return self

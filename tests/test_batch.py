@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from setevsr_core import cli, watching
 from setevsr_core.batch import plan
 from setevsr_core.errors import VideoError
 from setevsr_core.watching import watch
 
-from .test_cli import fake_restorer
+from .test_cli import FakeRestorer, fake_restorer
 from .video_helpers import make_clip, stream_facts
 
 __all__ = ["fake_restorer"]
@@ -57,10 +59,12 @@ def test_a_folder_of_pictures_is_one_video(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "output", "message"),
     [
-        (["*.mov"], "out", "nothing is called"),
+        (["*.mov"], "out", "no video is called"),
+        (["empty*"], "out", "no video is called"),
         (["empty"], "out", "without videos or pictures"),
         (["a.mp4", "b.mp4"], "out.mp4", "give a folder"),
         (["a.mp4", "b.mp4"], "a.mp4", "give a folder"),
+        (["a.mp4"], "../%06d.png", r"restored/%06d\.png"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, inputs: list[str], output: str, message: str) -> None:
@@ -68,6 +72,63 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, inputs: list[str], outp
     (tmp_path / "empty").mkdir()
     with pytest.raises(VideoError, match=message):
         plan([str(tmp_path / name) for name in inputs], str(tmp_path / output), ".mp4")
+
+
+def test_pictures_need_a_folder_of_their_own() -> None:
+    with pytest.raises(VideoError, match=r"'%06d.png' names no new folder.*restored/%06d\.png"):
+        plan(["a.mp4"], "%06d.png", ".mp4")
+
+
+def test_inputs_that_may_be_empty_do_not_hide_the_others(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.mp4", "deep/full/b.mp4")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "deep/none").mkdir()
+    inputs = [str(tmp_path / name) for name in ("empty", "in", "deep/*", "*.mkv")]
+    assert names(plan(inputs, f"{tmp_path}/out/", ".mp4", may_be_empty=True)[0]) == [
+        ("a.mp4", "a.mp4"), ("b.mp4", "b.mp4"),
+    ]  # fmt: skip
+    assert plan(inputs[:1], f"{tmp_path}/out/", ".mp4", may_be_empty=True) == ([], True)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(VideoError, match=f"'{tmp_path}' cannot be read: Permission denied"):
+        plan([str(tmp_path)], "out", ".mp4")
+
+
+@pytest.mark.usefixtures("fake_restorer")
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "give a smaller --tile"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "--length, then a smaller --scale"),
+        (PermissionError(13, "Permission denied", "1.png"), "Permission denied: '1.png'"),
+    ],
+)
+def test_a_full_memory_or_disk_error_does_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    stream = FakeRestorer.stream
+    calls = 0
+
+    def failing_first(self: FakeRestorer, *arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise error
+        return stream(self, *arguments, **keywords)
+
+    monkeypatch.setattr(FakeRestorer, "stream", failing_first)
+    (tmp_path / "in").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        make_clip(tmp_path / "in" / name, count=3)
+    assert cli.main(["restore", str(tmp_path / "in"), str(tmp_path / "out"), "--scale", "2", "--json"]) == 3
+    rows = json.loads(capsys.readouterr().out)["files"]
+    assert [row["status"] for row in rows] == ["failed", "done"]
+    assert message in rows[0]["error"] and "\n" not in rows[0]["error"]
 
 
 @pytest.mark.usefixtures("fake_restorer")
@@ -123,6 +184,7 @@ def test_a_watched_folder_may_be_empty_and_the_rows_are_lines(
     fake_restorer: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").mkdir()
+    (tmp_path / "stays empty").mkdir()
     looks = 0
 
     def sleep(seconds: float) -> None:
@@ -135,8 +197,19 @@ def test_a_watched_folder_may_be_empty_and_the_rows_are_lines(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(watching.watch, "__defaults__", (sleep,))
-    command = ["restore", str(tmp_path / "in"), str(tmp_path / "out"), "--watch", "0.1", "--json", "--scale", "2"]
+    inputs = [str(tmp_path / "stays empty"), str(tmp_path / "in")]
+    command = ["restore", *inputs, str(tmp_path / "out"), "--watch", "0.1", "--json", "--scale", "2"]
     assert cli.main(command) == 3
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(Path(row["input"]).name, row["status"]) for row in rows] == [("a.mp4", "done"), ("broken.mp4", "failed")]
     assert (tmp_path / "out/a.mp4").is_file() and not (tmp_path / "out/broken.mp4").exists()
+
+
+@pytest.mark.parametrize("output", ["out.mp4", "file"])
+def test_watching_into_a_file_is_refused_at_once(
+    tmp_path: Path, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    touch(tmp_path, "file")
+    assert cli.main(["restore", str(tmp_path), str(tmp_path / output), "--watch"]) == 2
+    assert "give a folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -77,12 +77,24 @@ def test_a_command_that_is_not_installed_is_named(
     assert "'paint'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["dance"], ["restore"], ["restore", "a.mp4", "b.mp4", "--dtype", "int8"]])
+RESTORE = ["restore", "a.mp4", "b.mp4"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["dance"], ["restore"], [*RESTORE, "--dtype", "int8"], [*RESTORE, "--fps", "0"]]
+)
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         cli.main(arguments)
     assert exit_info.value.code == 2
     assert "usage: setevsr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", ["0", "24/0", "-5", "fast", "nan"])
+def test_what_is_no_frame_rate_is_named(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([*RESTORE, f"--fps={rate}"])
+    assert f"argument --fps: '{rate}' is no frame rate; give one above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["restore", "--help"]])
@@ -188,6 +200,9 @@ def test_restore_passes_on_what_was_asked(tmp_path: Path) -> None:
         ("in.mp4", "out.gif", [], r"\.gif"),
         ("in.mp4", "out.mp4", ["--scale", "9"], "scale"),
         ("in.mp4", "out.mp4", ["--device", "toaster"], "toaster"),
+        ("in.mp4", "out.mp4", ["--device", "cuda:77"], "'cuda:77', which cannot compute here"),
+        ("in.mp4", "out.mp4", ["--device", "meta"], "'meta', which cannot compute here"),
+        ("in.mp4", "in.mp4/deep/", [], "'{folder}/in.mp4/deep/' cannot be made: Not a directory"),
         ("in.mp4", "out.mp4", ["--steps", "13"], "bad luck"),
     ],
 )
@@ -195,7 +210,16 @@ def test_restore_fails_before_it_begins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, target: str, options: list[str], message: str
 ) -> None:
     make_clip(tmp_path / "in.mp4", count=2)
-    assert cli.main(["restore", str(tmp_path / source), str(tmp_path / target), *options]) == 2
+    assert cli.main(["restore", str(tmp_path / source), f"{tmp_path}/{target}", *options]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and message.replace("\\", "") in error
+    assert error.count("\n") == 1 and message.replace("\\", "").format(folder=tmp_path) in error
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:77"])
+def test_an_estimate_for_a_device_that_is_not_there_is_refused(
+    device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["estimate", "--size", "64x48", "--frames", "5", "--device", device]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"device is '{device}'" in error
