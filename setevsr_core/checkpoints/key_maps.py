@@ -7,7 +7,7 @@ one to one, so `flipped` turns a table for reading into one for writing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 # Layer names inside a block: other name -> our name.
@@ -178,8 +178,3 @@ def rename(key: str, table: Table) -> str:
 def flipped(table: Table) -> Table:
     """The same table in the other direction."""
     return {ours: (other, {new: old for old, new in layers.items()}) for other, (ours, layers) in table.items()}
-
-
-def without_prefix(keys: Iterable[str], prefix: str) -> dict[str, str]:
-    """Name without prefix -> full name, for the keys that have it."""
-    return {key[len(prefix) :]: key for key in keys if key.startswith(prefix)}

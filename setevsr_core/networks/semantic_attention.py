@@ -31,10 +31,6 @@ class SemanticKeys:
 
         return SemanticKeys(tuple(None if site is None else (cut(site[0]), cut(site[1])) for site in self.sites))
 
-    def select(self, frames: slice) -> SemanticKeys:
-        """Keep some frames."""
-        return SemanticKeys(tuple(None if s is None else (s[0][frames], s[1][frames]) for s in self.sites))
-
 
 def _token_range(start: float, stop: float, tokens: int) -> slice:
     first = min(max(int(start * tokens), 0), tokens - 1)
