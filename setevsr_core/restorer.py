@@ -102,7 +102,7 @@ class Restorer:
         Settings: see `RestoreSettings`; None takes the preset's value (scale 4, 50 steps and so on without a preset).
         A fourth channel (alpha) is enlarged by bicubic and kept. text: (1,n,ctx) embedding, None = empty prompt.
         progress(done 0..1, message, preview (h,w,3) or None); check_cancel() is called at least once per denoising
-        step and per frame of the other stages and stops everything by raising.
+        step, per frame that is encoded or read and per segment that is decoded, and stops everything by raising.
         Errors: InputError for frames, SettingsError for settings, each in one sentence.
         """
         settings = self.settings(
