@@ -21,14 +21,22 @@ def principal_colours(embeddings: Tensor, size: tuple[int, int]) -> Tensor:
     Regions of like meaning get like colours, the same in every frame. Scaled to `size` (H, W) without smoothing.
     """
     count, channels, height, width = embeddings.shape
-    tokens = embeddings.float().cpu().permute(0, 2, 3, 1).reshape(-1, channels)
-    tokens = tokens - tokens.mean(0)
-    values, vectors = torch.linalg.eigh(tokens.T @ tokens)
+    # Frame by frame: the tokens of a long video as one matrix would take the memory of its embeddings once more.
+    mean = torch.stack([frame.float().mean((1, 2)).cpu() for frame in embeddings]).mean(0)
+
+    def tokens(frame: Tensor) -> Tensor:
+        return frame.float().cpu().flatten(1).T - mean
+
+    gram = torch.zeros(channels, channels)
+    for frame in embeddings:
+        centred = tokens(frame)
+        gram += centred.T @ centred
+    _, vectors = torch.linalg.eigh(gram)
     axes = vectors.flip(1)[:, :3]
     # An eigenvector's sign is arbitrary; this choice keeps the colours from one run to the next.
     strongest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     axes = axes * torch.where(strongest < 0, -1.0, 1.0)
-    colours = tokens @ axes
+    colours = torch.cat([tokens(frame) @ axes for frame in embeddings])
     low, high = torch.quantile(_thinned(colours), torch.tensor([0.02, 0.98]), dim=0)
     colours = ((colours - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
     picture = colours.reshape(count, height, width, 3).movedim(-1, 1)
