@@ -30,11 +30,17 @@ class EncodeSemantics(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, segments: SegmentSet, encoder: ComponentHandle) -> io.NodeOutput:
+    def execute(cls, segments: SegmentSet, encoder: ComponentHandle | None) -> io.NodeOutput:
+        from ..setevsr_core.errors import InputError
         from ..setevsr_core.stages import encode_semantics
         from .pictures import principal_colours
         from .progress import NodeProgress
 
+        if encoder is None:
+            raise InputError(
+                "This preset has no semantic encoder; connect 'Load SAM2 Encoder', or leave this node out: the input "
+                "'semantics' of Denoise may stay open."
+            )
         with compat.readable_memory_error("load a smaller SAM 2 encoder, or choose 'bf16' in its loader."):
             embeddings = encode_semantics(
                 encoder.load(), segments.frames[..., :3],
