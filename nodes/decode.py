@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from . import compat, sockets, widgets
 from .hosting import ComponentHandle, activation_memory
 from .payloads import LatentNote, SegmentSet, read_latent, require_same_plan
+from .segments import require_room
 
 
 class TemporalDecode(io.ComfyNode):
@@ -41,6 +42,7 @@ class TemporalDecode(io.ComfyNode):
 
         note = read_latent(latents, wanted_from="Denoise")
         require_same_plan(segments, note)
+        require_room(segments)  # once more: Split Segments may have run when more was free
         progress = NodeProgress()
         longest = max(len(span) for span in segments.spans)
         module = vae.load(activation_memory(segments.size, longest, 0, vae.module.dtype)["vae"])

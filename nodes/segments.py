@@ -51,6 +51,7 @@ class SplitSegments(io.ComfyNode):
         checks.require_frames(images)
         cuts = detect_cuts(images) if scene_cuts == "auto" else ()
         spans = plan_spans(len(images), length, overlap, cuts)
+        require_room(SegmentSet(images, spans, scale, VideoIdentity.of(images)))
         frames = steady_video(images, steady, cuts, NodeProgress().count)
         return io.NodeOutput(SegmentSet(frames, spans, scale, VideoIdentity.of(frames)), len(spans))
 
@@ -95,6 +96,12 @@ class StitchSegments(io.ComfyNode):
             progress.count(number, len(segments.spans))
         fill(stitcher.finish())
         return io.NodeOutput(images)
+
+
+def require_room(segments: SegmentSet) -> None:
+    """`InputError` if the decoded segments and the result that is put together from them will not fit into memory."""
+    decoded = sum(len(span) for span in segments.spans)
+    checks.require_memory(len(segments.frames), segments.size, segments.frames.shape[-1], decoded=decoded)
 
 
 def require_decoded(segments: SegmentSet) -> tuple[torch.Tensor, ...]:
