@@ -8,7 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from ..setevsr_core.cluster import ClusterRestorer
 from .hosting import ComponentHandle
+
+
+class NodeCluster(ClusterRestorer):
+    """A `ClusterRestorer` whose jobs may have a text."""
+
+    def fingerprint(self, *, text: Tensor | None = None, **chosen: Any) -> str:
+        """As `Restorer.fingerprint`."""
+        return f"{super().fingerprint(**chosen)} {None if text is None else text.float().tolist()}"
 
 
 @contextmanager
@@ -20,16 +31,16 @@ def cluster_restorer(
     Errors: SettingsError for a denoiser changed by Load LoRA (its patches live in ComfyUI), and as `ClusterRestorer`.
     """
     from ..setevsr_core.checkpoints import save_preset
-    from ..setevsr_core.cluster import ClusterRestorer
     from ..setevsr_core.cluster_worker import STORED
     from ..setevsr_core.errors import SettingsError
 
     if denoiser.patcher is not None and getattr(denoiser.patcher, "patches", None):
         raise SettingsError("A denoiser with Load LoRA cannot be sent to a cluster; store it with "
                             "'setevsr convert --lora' and load that file instead.")  # fmt: skip
+    denoiser.load()  # a Load LoRA of the same weights may have left its patches in them: this takes them out
     modules = (denoiser.module, vae.module, encoder.module if encoder is not None else None)
     with tempfile.TemporaryDirectory() as folder:
         save_preset(Path(folder), *modules, defaults=denoiser.defaults)
-        restorer = ClusterRestorer(address, folder, dtype=STORED)
+        restorer = NodeCluster(address, folder, dtype=STORED)
     with restorer:
         yield restorer

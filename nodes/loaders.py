@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import replace
 from functools import lru_cache
@@ -35,12 +36,12 @@ def load_component(kind: str, path: str, name: str, precision: str, **options: A
 
 def load_preset(name: str, precision: str) -> tuple[ComponentHandle, ComponentHandle, ComponentHandle | None]:
     """(denoiser, VAE, semantic encoder or None) of a preset; the one used last is kept: a second run starts at once."""
-    folder = folders.preset_folder(name)
-    return _load_preset(folder, precision, preset_stamp(folder))
+    return _load_preset(folders.preset_folder(name), precision, preset_stamp(name))
 
 
-def preset_stamp(folder: Path) -> int:
+def preset_stamp(name: str) -> int:
     """Changes when a preset on disk does: the newest time stamp of its files."""
+    folder = folders.preset_folder(name)
     return max(path.stat().st_mtime_ns for path in (folder, *folder.iterdir()))
 
 
@@ -56,7 +57,7 @@ def _load_preset(
 
     def host(kind: str, module: Any) -> ComponentHandle:
         dtype = choose_dtype(kind, precision)
-        return host_component(kind, module, preset.name, dtype, preset.defaults, fp8=precision == FP8)
+        return host_component(kind, module, folder.name, dtype, preset.defaults, fp8=precision == FP8)
 
     encoder = host(ENCODER, preset.encoder) if preset.encoder is not None else None
     return host(DENOISER, preset.denoiser), host(VAE, preset.vae), encoder
@@ -81,7 +82,7 @@ class LoadPreset(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, preset: str, **others: Any) -> int:
-        return preset_stamp(folders.preset_folder(preset))
+        return preset_stamp(preset)
 
     @classmethod
     def execute(cls, preset: str, precision: str = "auto") -> io.NodeOutput:
@@ -210,7 +211,8 @@ def with_lora(denoiser: ComponentHandle, path: str, strength: float) -> Componen
     _, updates = lora.read_lora(path, shapes)
     patcher = denoiser.patcher.clone()
     patcher.add_patches({PREFIX + key: compat.lora_patch(update) for key, update in updates.items()}, strength)
-    return replace(denoiser, patcher=patcher)
+    file = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return replace(denoiser, patcher=patcher, identity=f"{denoiser.identity} {file} x {strength!r}")
 
 
 NODES = [LoadPreset, LoadDenoiser, LoadTemporalVAE, LoadSemanticEncoder, LoadLoRA]
