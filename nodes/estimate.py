@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from . import compat, folders, sockets, widgets
-from .hosting import DENOISER, ComponentHandle, choose_dtype
+from . import checks, compat, folders, sockets, widgets
+from .hosting import DENOISER, ENCODER, FP8, PLAIN_LAYERS, VAE, ComponentHandle, choose_dtype, devices
+from .loaders import preset_stamp
+
+KINDS = {"denoiser": DENOISER, "vae": VAE, "encoder": ENCODER}
 
 
 class Estimate(io.ComfyNode):
@@ -58,6 +61,10 @@ class Estimate(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, preset: str, **others: Any) -> int:
+        return preset_stamp(preset)
+
+    @classmethod
     def execute(
         cls,
         preset: str,
@@ -80,28 +87,42 @@ class Estimate(io.ComfyNode):
         from ..setevsr_core import estimate
         from .choices import resolved, sampling_choices
 
-        dtype = choose_dtype(DENOISER, precision)
-        networks, defaults = estimate.networks_on_meta(folders.preset_folder(preset), dtype)
-        for name, handle in (("denoiser", denoiser), ("vae", vae), ("encoder", encoder)):
-            if handle is not None:
-                networks[name] = empty_copy(handle.module, dtype)
+        inputs = {"denoiser": denoiser, "vae": vae, "encoder": encoder}
+        connected = {name: handle for name, handle in inputs.items() if handle is not None}
+        dtypes = {
+            name: connected[name].module.dtype if name in connected else choose_dtype(kind, precision)
+            for name, kind in KINDS.items()
+        }
+        own, defaults = estimate.networks_on_meta(folders.preset_folder(preset), dtypes)
+        networks: dict[str, Any] = {**own, **{name: empty_copy(handle) for name, handle in connected.items()}}
+        stored: dict[str, float] = {name: estimate.weight_bytes(handle.module) for name, handle in connected.items()}
+        if precision == FP8 and denoiser is None:
+            stored["denoiser"] = estimate.weight_bytes(networks["denoiser"]) / 2  # of bf16, in which it computes
+        denoiser_of, vae_of = (handle.name if handle is not None else preset for handle in (denoiser, vae))
+        served = encoder is not None or denoiser_of == preset  # the preset's encoder serves its own denoiser only
+        if not (served and networks["denoiser"].config.semantic_levels):
+            networks["encoder"] = None
         chosen = sampling_choices(steps=steps, sampler=sampler, strength=strength)
         settings = resolved(
             {**chosen, "scale": scale, "length": length, "overlap": overlap, "tile": tile,
              "tile_overlap": tile_overlap},
             defaults if denoiser is None else denoiser.defaults,
         )  # fmt: skip
-        rate = measured_rate(compat.compute_device(), dtype)
-        found = estimate.estimate(networks, height, width, frames, settings, rate=rate)
+        if settings.steps and denoiser_of != vae_of:
+            checks.require_pair(networks["denoiser"], networks["vae"])
+        rates = {name: measured_rate(devices(kind)[0], dtypes[name]) for name, kind in KINDS.items()}
+        found = estimate.estimate(networks, height, width, frames, settings, rate=rates, stored=stored)
         text = f"{estimate.describe(found)}\n({estimate.law()['measured']})"
         minutes = (found.seconds or 0.0) / 60
         return io.NodeOutput(text, found.device_bytes / 2**30, minutes, ui=ui.PreviewText(text))
 
 
-def empty_copy(module: Any, dtype: torch.dtype) -> Any:
-    """A network of the same sizes on the meta device."""
-    # Built on the CPU: SAM 2's trunk computes numbers while it is constructed.
-    return type(module)(module.config, dtype=dtype).to("meta").requires_grad_(False)
+def empty_copy(handle: ComponentHandle) -> Any:
+    """A network of the same sizes and number type on the meta device."""
+    module = handle.module
+    # SAM 2's trunk computes numbers while it is constructed, so it is built with weights and emptied then.
+    place = "cpu" if handle.kind in PLAIN_LAYERS else "meta"
+    return type(module)(module.config, dtype=module.dtype, device=place).to("meta").requires_grad_(False)
 
 
 @lru_cache(maxsize=4)

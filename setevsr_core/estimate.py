@@ -26,7 +26,8 @@ from .video.resize import target_size
 from .workload import Work, count
 
 LAW = Path(__file__).with_name("estimate_law.json")
-STAGES = ("encode", "semantics", "denoise", "decode")
+STAGES = {"encode": "vae", "semantics": "encoder", "denoise": "denoiser", "decode": "vae"}
+"""The stages in their order, and the network of each."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,14 @@ def segment_count(frames: int, length: int, overlap: int) -> int:
 
 def estimate(
     networks: Mapping[str, nn.Module | None], height: int, width: int, frames: int, settings: RestoreSettings, *,
-    rate: float | None = None,
+    rate: float | Mapping[str, float] | None = None, stored: Mapping[str, float] | None = None,
 ) -> Estimate:  # fmt: skip
     """What restoring `frames` frames of height x width takes.
 
     networks: "denoiser", "vae" and "encoder" (or None) on the meta device, in the type they would compute in.
-    rate: matrix-multiplication rate of the device in that type, operations a second (`matmul_rate`); None leaves the
-    time open. Scene cuts add segments that are not counted.
+    rate: matrix-multiplication rate of the device in that type, operations a second (`matmul_rate`), one for all or by
+    network; None leaves the time open. stored: bytes of the weights, by network, where they are kept in another type
+    than they compute in. Scene cuts add segments that are not counted.
     """
     if frames < 1 or height < 1 or width < 1:
         raise SettingsError(f"an estimate needs at least one frame and pixel, got {frames} frames of {width}x{height}")
@@ -108,22 +110,22 @@ def estimate(
     length = min(settings.length, frames)
     segments = segment_count(frames, settings.length, settings.overlap)
     works = {"encode": encode_work(vae, size).times(frames), "decode": decode_work(vae, size, length).times(segments)}
-    weights = {"encode": weight_bytes(vae), "decode": weight_bytes(vae)}
     if settings.steps and denoiser is not None:
         steps = len(make_sampler(settings.sampler, settings.steps, settings.strength).timesteps)
         step, tiles = step_work(denoiser, padded(size, vae), length, settings)
         works["denoise"] = step.times(tiles * steps * segments)
-        weights["denoise"] = weight_bytes(denoiser)
         if encoder is not None:
             works["semantics"] = semantics_work(encoder, height, width).times(frames)
-            weights["semantics"] = weight_bytes(encoder)
+    weights = {name: weight_bytes(network) for name, network in networks.items() if network is not None}
+    held = {**weights, **(stored or {})}
+    rates = rate if isinstance(rate, Mapping) else dict.fromkeys(networks, rate)
     efficiency = law()["efficiency"]
     stages = {
         name: StageEstimate(
-            works[name].flops, works[name].peak_bytes, weights[name],
-            None if rate is None else works[name].flops / (rate * efficiency[name]),
+            works[name].flops, works[name].peak_bytes, held[network],
+            None if (speed := rates[network]) is None else works[name].flops / (speed * efficiency[name]),
         )
-        for name in STAGES if name in works
+        for name, network in STAGES.items() if name in works
     }  # fmt: skip
     return Estimate(stages, segments, size, frames, law()["memory_factor"])
 
@@ -205,12 +207,19 @@ def matmul_rate(device: Any, dtype: torch.dtype, seconds: float = 0.3) -> float:
     return best
 
 
-def networks_on_meta(preset: str | Path, dtype: torch.dtype) -> tuple[dict[str, nn.Module | None], dict[str, Any]]:
-    """The networks of a preset without their weights, and the preset's own settings."""
+def networks_on_meta(
+    preset: str | Path, dtype: torch.dtype | Mapping[str, torch.dtype]
+) -> tuple[dict[str, nn.Module | None], dict[str, Any]]:
+    """The networks of a preset without their weights, and the preset's own settings. dtype: of all, or by network."""
     from .checkpoints import load_preset
 
-    loaded = load_preset(preset, dtype=dtype, device="meta")
-    return {"denoiser": loaded.denoiser, "vae": loaded.vae, "encoder": loaded.encoder}, loaded.defaults
+    loaded = load_preset(preset, device="meta")
+    networks: dict[str, Any] = {"denoiser": loaded.denoiser, "vae": loaded.vae, "encoder": loaded.encoder}
+    for name, network in networks.items():
+        if network is not None:
+            network.dtype = dtype if isinstance(dtype, torch.dtype) else dtype[name]
+            network.to(network.dtype)
+    return networks, loaded.defaults
 
 
 def full_size_on_meta(dtype: torch.dtype, sam2: str = "large") -> dict[str, nn.Module | None]:
