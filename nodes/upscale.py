@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from comfy_api.latest import InputImpl, io
 
 from . import checks, compat, sockets, widgets
+from .denoise import text_of
 from .hosting import ComponentHandle, activation_memory, make_restorer
+from .loaders import load_preset, preset_stamp
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +51,23 @@ def network_inputs() -> list[Any]:
     """Networks that take the place of the preset's."""
     replaces = "Takes the place of the preset's own; leave open to use the preset."
     return [
-        sockets.Denoiser.Input("denoiser", optional=True, tooltip=replaces),
+        sockets.Denoiser.Input("denoiser", optional=True, tooltip=f"{replaces} Comes with the VAE it was made for."),
         sockets.TemporalVAE.Input("vae", optional=True, tooltip=replaces),
-        sockets.SemanticEncoder.Input("encoder", optional=True, tooltip=replaces),
-    ]
+        sockets.SemanticEncoder.Input(
+            "encoder", optional=True,
+            tooltip="Takes the place of the preset's own, which only serves the preset's denoiser; with another one, "
+            "semantic attention is off while this is open.",
+        ),
+    ]  # fmt: skip
+
+
+def text_input() -> Any:
+    """The text that a denoiser without an empty prompt of its own needs."""
+    return io.Conditioning.Input(
+        "conditioning", optional=True,
+        tooltip="Text of the denoiser's own base model (SD 2.1's text encoder), as a rule the empty prompt; without it "
+        "the empty prompt that the weights bring along. Full-size files of others bring none, nano brings its own.",
+    )  # fmt: skip
 
 
 class UpscaleImages(io.ComfyNode):
@@ -74,6 +90,7 @@ class UpscaleImages(io.ComfyNode):
                 sockets.VideoInfo.Input(
                     "video_info", optional=True, tooltip="Video info of VideoHelperSuite; passed through untouched."
                 ),
+                text_input(),
             ],
             outputs=[
                 io.Image.Output("images", tooltip="The restored frames, as many as came in."),
@@ -81,6 +98,10 @@ class UpscaleImages(io.ComfyNode):
                 sockets.VideoInfo.Output("video_info", tooltip="The video info that was connected."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, preset: str, **others: Any) -> int:
+        return preset_stamp(preset)
 
     @classmethod
     def execute(
@@ -144,9 +165,14 @@ class UpscaleVideo(io.ComfyNode):
                 widgets.steady(),  # last, in the order of their age: workflows keep the values of widgets by place
                 widgets.steady_result(),
                 *network_inputs(),
+                text_input(),
             ],
             outputs=[io.Video.Output("video", tooltip="The restored video, with the sound of the input.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, preset: str, **others: Any) -> int:
+        return preset_stamp(preset)
 
     @classmethod
     def execute(cls, video: Any, preset: str, scale: float, crf: float = 16.0, **values: Any) -> io.NodeOutput:
@@ -196,10 +222,11 @@ def run_restorer(
     denoiser: ComponentHandle | None = None,
     vae: ComponentHandle | None = None,
     encoder: ComponentHandle | None = None,
+    conditioning: list[Any] | None = None,
     cluster: str = "",
 ) -> Any:
     """`restore(restorer, settings)` as the widgets say; again with smaller tiles if the memory is full."""
-    from .choices import cut_choice, sampling_choices
+    from .choices import cut_choice, resolved, sampling_choices
 
     networks = choose_networks(preset, precision, denoiser, vae, encoder)
     settings = {
@@ -208,6 +235,10 @@ def run_restorer(
         "fusion": fusion, "colour": colour, "tile": tile, "tile_overlap": tile_overlap,
         "steady": steady, "steady_result": steady_result,
     }  # fmt: skip
+    text = text_of(conditioning)
+    if resolved(settings, networks[0].defaults).steps:
+        require_denoising(*networks, text)
+    settings["text"] = text
 
     if cluster.strip():
         from .cluster import cluster_restorer
@@ -216,12 +247,12 @@ def run_restorer(
             return restore(restorer, settings)
 
     def run(tile: int) -> Any:
-        changed: dict[str, Any] = {}
-        if tile != settings["tile"]:
-            log.warning("SeTe-VSR: the memory was full, trying again with tiles of %d", tile)
-            changed = {"tile": tile, "tile_overlap": min(tile_overlap, tile // 2)}
         memory = activation_memory(size, length, tile, networks[0].module.dtype)
-        return restore(make_restorer(*networks, memory), {**settings, **changed})
+        restorer = make_restorer(*networks, memory)
+        if tile != settings["tile"]:
+            log.warning("SeTe-VSR: the memory was full, going on with tiles of %d", tile)
+            restorer = SmallerTiles(restorer, {"tile": tile, "tile_overlap": min(tile_overlap, tile // 2)})
+        return restore(restorer, settings)
 
     with compat.readable_memory_error(MEMORY_REMEDY):
         return compat.retry_smaller(run, tile, smallest=SMALLEST_TILE, start_at=64)
@@ -234,13 +265,49 @@ def choose_networks(
     vae: ComponentHandle | None,
     encoder: ComponentHandle | None,
 ) -> tuple[ComponentHandle, ComponentHandle, ComponentHandle | None]:
-    """The connected networks, and the preset's where none is connected; the preset is read only if it is needed."""
-    if denoiser is not None and vae is not None and encoder is not None:
-        return denoiser, vae, encoder
-    from .loaders import load_preset
+    """The connected networks, and the preset's where none is connected; the preset is read only if it is needed.
 
-    own_denoiser, own_vae, own_encoder = load_preset(preset, precision)
-    return denoiser or own_denoiser, vae or own_vae, encoder or own_encoder
+    The preset's encoder serves the preset's own denoiser (also behind Load LoRA) and no other: another one was trained
+    with other meanings, or with none. No encoder is given where the denoiser does not look at semantics.
+    """
+    if denoiser is None or vae is None or (encoder is None and denoiser.name == preset):
+        own_denoiser, own_vae, own_encoder = load_preset(preset, precision)
+        denoiser, vae = denoiser or own_denoiser, vae or own_vae
+        if denoiser.name == own_denoiser.name:
+            encoder = encoder or own_encoder
+    return denoiser, vae, encoder if denoiser.module.config.semantic_levels else None
+
+
+def require_denoising(
+    denoiser: ComponentHandle, vae: ComponentHandle, encoder: ComponentHandle | None, text: torch.Tensor | None
+) -> None:
+    """`InputError` for what would fail, or ruin the result, only after the first frames were encoded."""
+    from ..setevsr_core.sampling.loop import require_text
+
+    if denoiser.name != vae.name:  # networks of one preset, or of one file, belong together
+        checks.require_pair(denoiser.module, vae.module)
+    require_text(denoiser.module, text)
+    if encoder is None and denoiser.module.config.semantic_levels:
+        log.warning("SeTe-VSR: no semantic encoder is connected for %s: its semantic attention is off", denoiser.name)
+
+
+@dataclass(frozen=True)
+class SmallerTiles:
+    """A `Restorer` that computes in other tiles than its settings say. It is still the same job: what was finished in
+    larger tiles counts, and queueing the same prompt again continues it.
+    """
+
+    restorer: Any
+    tiles: Mapping[str, int]
+
+    def restore(self, frames: torch.Tensor, **settings: Any) -> torch.Tensor:
+        return self.restorer.restore(frames, **{**settings, **self.tiles})
+
+    def stream(self, frames: Any, **settings: Any) -> Iterator[torch.Tensor]:
+        return self.restorer.stream(frames, **{**settings, **self.tiles})
+
+    def fingerprint(self, **settings: Any) -> str:
+        return self.restorer.fingerprint(**settings)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from . import stages
 from .errors import SettingsError
 from .precision import automatic_dtype, warn_of_emulation
 from .progress import Progress, SegmentProgress
+from .sampling.loop import require_text
 from .segment_run import SegmentRun
 from .settings import RestoreSettings, resolve_settings
 from .streaming import FROM_START, Resume, restored_blocks
@@ -138,7 +139,7 @@ class Restorer:
         resume: yields the frames from `resume.first_frame` on, with the same bits as if all had been restored; `frames`
         still begin at the video's first one, which the plan of the segments and the search for cuts need.
         on_carry: called with what a later call needs as `resume`, as `streaming.restored_blocks` says.
-        The settings are checked here and now, the frames as they come.
+        The settings and the text are checked here and now, the frames as they come.
         """
         checked = self.settings(**settings)
         return self._blocks(frames, checked, num_frames, text, progress, check_cancel, resume, on_carry)
@@ -166,6 +167,8 @@ class Restorer:
         resume: Resume = FROM_START,
         on_carry: Callable[[Resume], None] | None = None,
     ) -> Iterator[Tensor]:
+        if settings.steps:
+            require_text(self.denoiser, text)
         bar = SegmentProgress(progress, total, settings.steps, self.encoder is not None)
         bar.begin(resume.first_frame)
         run = SegmentRun(self, settings, bar, text, check_cancel)

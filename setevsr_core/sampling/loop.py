@@ -46,10 +46,9 @@ def prepare_conditions(
     `content` is the share of the grid's height and width that the frame fills; the rest is padding that SAM2 never
     saw. Tensors are projected here, already projected keys are taken as they are.
     """
+    require_text(denoiser, text)
     if text is None:
         text = denoiser.empty_text
-        if text is None:
-            raise InputError("this denoiser holds no empty-prompt embedding: connect a text conditioning")
     if isinstance(text, torch.Tensor):
         text = denoiser.project_text(text.to(device, denoiser.dtype))
     if semantics is None:
@@ -59,6 +58,17 @@ def prepare_conditions(
     if len(tiles) == 1 and content == (1.0, 1.0):
         return Conditions(text, {tiles[0]: semantics})
     return Conditions(text, {tile: semantics.crop(*tile_region(tile, grid, content, margin)) for tile in tiles})
+
+
+def require_text(denoiser: Any, text: Any) -> None:
+    """`InputError` unless there is text to denoise with: an embedding of the caller, or the empty prompt's that the
+    weights bring along.
+    """
+    if text is None and denoiser.empty_text is None:
+        raise InputError(
+            "this denoiser's weights bring no embedding of the empty prompt: connect a CONDITIONING (the empty prompt "
+            "encoded by the text encoder of its base model), or store it with 'setevsr convert --empty-text'"
+        )
 
 
 def tile_region(
