@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 LOCAL = "local"
 RETRIES = 3  # of one segment whose worker died
 POLL = 0.2  # seconds between looks at the cancel button
+START_LIMIT = 600.0  # seconds until the workers must be ready; several GB of networks may come over a slow wire
 
 
 class ClusterRestorer:
@@ -39,8 +42,9 @@ class ClusterRestorer:
 
     address: of a running cluster ("host:6379", "ray://host:10001", "auto"), or "local" for one on this machine. preset:
     name or folder; its files are sent, so the workers need none. device: per worker, None for the best. dtype: as for
-    `SegmentWorker`. workers: how many; None for one per GPU, or without any one per machine.
-    Errors: MissingPackageError without Ray, ClusterError when no cluster answers or its workers cannot start.
+    `SegmentWorker`. workers: how many; None for one per GPU, or without any one per machine. check_cancel() is called
+    while the workers start, and stops that by raising.
+    Errors: MissingPackageError without Ray, ClusterError when no cluster answers or its workers do not start in time.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class ClusterRestorer:
         device: str | None = None,
         dtype: str | None = None,
         workers: int | None = None,
+        check_cancel: Callable[[], None] | None = None,
     ) -> None:
         if workers is not None and workers < 1:
             raise SettingsError(f"workers is {workers}; it must be at least 1")
@@ -64,7 +69,7 @@ class ClusterRestorer:
                 _connect(self._ray, address)
             # A worker that is started again reads the files once more, so they are held here.
             self._files = self._ray.put(_files_of(folder))
-            self._workers = _start_workers(self._ray, self._files, device, dtype, workers)
+            self._workers = _start_workers(self._ray, self._files, device, dtype, workers, check_cancel)
         except BaseException:
             self._let_go([])
             raise
@@ -82,7 +87,7 @@ class ClusterRestorer:
     def fingerprint(self, **chosen: Any) -> str:
         """As `Restorer.fingerprint` of any worker."""
         self.settings(**chosen)
-        return _get(self._ray, [self._workers[0].call.remote("fingerprint", chosen)])[0]
+        return _get(self._ray, self._workers[0].call.remote("fingerprint", chosen))
 
     def stream(
         self,
@@ -170,11 +175,13 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def _start_workers(
-    ray: Any, files: Any, device: str | None, dtype: str | None, count: int | None
-) -> list[Any]:
+    ray: Any, files: Any, device: str | None, dtype: str | None, count: int | None,
+    check_cancel: Callable[[], None] | None,
+) -> list[Any]:  # fmt: skip
     """Actors with the networks of `files` (a reference) loaded; Ray starts one that died again.
 
-    Errors: ClusterError if they cannot start, or would not all give the same bits.
+    They reserve no CPUs, only limit their threads: a reservation that fits no machine would wait for ever.
+    Errors: ClusterError if they do not start in time, or would not all give the same bits.
     """
     resources = ray.cluster_resources()
     gpus = 0 if device == "cpu" else int(resources.get("GPU", 0))
@@ -182,34 +189,61 @@ def _start_workers(
     count = count or gpus or len([node for node in ray.nodes() if node["Alive"]])
     threads = 0 if gpus else max(1, cpus // count)
     actor = ray.remote(
-        num_cpus=0 if gpus else threads, num_gpus=min(1, gpus / count) if gpus else 0, max_restarts=-1,
-        max_task_retries=RETRIES, scheduling_strategy="SPREAD",
+        num_cpus=0, num_gpus=_gpu_share(count, gpus), max_restarts=-1, max_task_retries=RETRIES,
+        scheduling_strategy="SPREAD",
     )(_actor_class())  # fmt: skip
     workers = [actor.remote(files, device, dtype, threads) for _ in range(count)]
-    if len(set(_get(ray, [worker.call.remote("fingerprint", {}) for worker in workers]))) > 1:
+    answers = [worker.call.remote("fingerprint", {}) for worker in workers]
+    _wait_for(ray, answers, check_cancel)
+    if len(set(_get(ray, answers))) > 1:
         raise ClusterError("the workers of the cluster compute differently (some on a GPU, some not, or in another "
                            "number type): give --device and --dtype, so that all give the same pictures")
     log.info("SeTe-VSR: %d workers are ready on the cluster", count)
     return workers
 
 
+def _gpu_share(workers: int, gpus: int) -> float:
+    """What each worker reserves of a GPU, so that a whole number of them fits one and all of them fit.
+
+    Rounded down to Ray's unit, a ten-thousandth: six times 0.1667 would be more than one GPU.
+    """
+    return math.floor(10_000 / math.ceil(workers / gpus)) / 10_000 if gpus else 0
+
+
+def _wait_for(ray: Any, answers: list[Any], check_cancel: Callable[[], None] | None) -> None:
+    """Returns when all answers are there. Errors: ClusterError if that takes too long."""
+    limit = time.monotonic() + START_LIMIT
+    ready: list[Any] = []
+    while len(ready) < len(answers):
+        if check_cancel is not None:
+            check_cancel()
+        if time.monotonic() > limit:
+            raise ClusterError(f"{len(ready)} of {len(answers)} workers of the cluster were ready after "
+                               f"{START_LIMIT / 60:g} minutes (others may hold its GPUs); ask for fewer with "
+                               f"--workers {max(1, len(ready))}")
+        ready, _ = ray.wait(answers, num_returns=len(answers), timeout=POLL)
+
+
 def _actor_class() -> type:
     """A class that Ray sends by value, because the far end knows this package under another name than ComfyUI does."""
 
     class Worker:
-        def __init__(self, files: Any, *options: Any) -> None:
-            from setevsr_core.cluster_worker import SegmentWorker
-
-            self._worker = SegmentWorker(files, *options)
+        def __init__(self, *arguments: Any) -> None:
+            self._arguments, self._worker = arguments, None
 
         def call(self, name: str, *arguments: Any) -> Any:
+            if self._worker is None:  # not made above: Ray would tell an error there as the death of the worker
+                from setevsr_core.cluster_worker import SegmentWorker
+
+                self._worker, self._arguments = SegmentWorker(*self._arguments), ()
             return getattr(self._worker, name)(*arguments)
 
     return Worker
 
 
-def _get(ray: Any, references: list[Any]) -> list[Any]:
-    return _translated(ray, partial(ray.get, references))
+def _get(ray: Any, reference: Any) -> Any:
+    """The value of a reference, or of a list of them."""
+    return _translated(ray, partial(ray.get, reference))
 
 
 def _translated(ray: Any, call: Callable[[], Any]) -> Any:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from .checkpoints import load_preset
+from .devices import usable_device
+from .memory import readable_memory_error
 from .progress import SegmentProgress
 from .restorer import Restorer
 from .segment_run import SegmentRun
@@ -21,8 +23,9 @@ STORED = "stored"
 
 
 class SegmentWorker:
-    """files: name -> bytes of a preset's folder. device None: the best of this machine. dtype: "float32" and so on,
-    `STORED`, or None for the device's own. threads: of the CPU, 0 leaves them.
+    """files: name -> bytes of a preset's folder. device None: CUDA if this machine has one, else its CPU. dtype:
+    "float32" and so on, `STORED`, or None for the device's own. threads: of the CPU, 0 leaves them.
+    Errors: SettingsError for a device that is not there, and when the memory is full.
     """
 
     def __init__(self, files: Mapping[str, bytes], device: str | None, dtype: str | None, threads: int) -> None:
@@ -31,7 +34,8 @@ class SegmentWorker:
         with tempfile.TemporaryDirectory() as folder:
             for name, data in files.items():
                 (Path(folder) / name).write_bytes(data)
-            self._restorer = _load(folder, device, dtype)
+            with readable_memory_error():
+                self._restorer = _load(folder, usable_device(device), dtype)
         self._job = ""
         self._run: SegmentRun | None = None
 
@@ -47,12 +51,12 @@ class SegmentWorker:
             chosen = self._restorer.settings(**settings)
             silent = SegmentProgress(None, None, chosen.steps, has_semantics=False)
             self._job, self._run = job, SegmentRun(self._restorer, chosen, silent, text)
-        return self._run.restore(Span(*span), segment).cpu()
+        with readable_memory_error():
+            return self._run.restore(Span(*span), segment).cpu()
 
 
-def _load(folder: str, device: str | None, dtype: str | None) -> Restorer:
+def _load(folder: str, device: torch.device, dtype: str | None) -> Restorer:
     if dtype != STORED:
         return Restorer.from_preset(folder, device, None if dtype is None else getattr(torch, dtype))
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    preset = load_preset(folder, device=place)
-    return Restorer(preset.denoiser, preset.vae, preset.encoder, device=place, defaults=preset.defaults)
+    preset = load_preset(folder, device=device)
+    return Restorer(preset.denoiser, preset.vae, preset.encoder, device=device, defaults=preset.defaults)

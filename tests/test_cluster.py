@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from setevsr_core import Restorer
+from setevsr_core import cluster as cluster_module
 from setevsr_core.checkpoints.native import save_native
 from setevsr_core.cluster import ClusterRestorer
 from setevsr_core.errors import ClusterError, SettingsError
@@ -115,6 +116,53 @@ def test_what_a_worker_says_arrives_as_one_sentence(cluster: ClusterRestorer) ->
         list(cluster.stream(torch.rand(3, 8, 8, 3), text=torch.zeros(1, 3, 5), **SETTINGS))
     with pytest.raises(SettingsError, match="overlap is|overlap must"):
         cluster.stream(torch.rand(3, 8, 8, 3), length=2, overlap=2)
+
+
+def test_there_may_be_more_workers_than_processors(cluster: ClusterRestorer, preset: Path) -> None:
+    import ray
+
+    count = int(ray.cluster_resources()["CPU"]) + 1
+    with ClusterRestorer("local", preset, device="cpu", dtype="float32", workers=count) as crowded:
+        assert crowded.fingerprint(**SETTINGS) == cluster.fingerprint(**SETTINGS)
+
+
+@pytest.mark.parametrize("gpus", range(1, 9))
+def test_the_shares_of_all_workers_fit_the_gpus(gpus: int) -> None:
+    for workers in range(1, 40):
+        share = cluster_module._gpu_share(workers, gpus)
+        each = int(1 / share)
+        assert each * gpus >= workers and round(each * share, 4) <= 1
+    assert cluster_module._gpu_share(3, 0) == 0
+
+
+class WaitingRay:
+    """A cluster that starts one worker of those it is asked for."""
+
+    def wait(self, references: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        return references[:1], references[1:]
+
+
+def test_workers_that_find_no_place_are_an_error_that_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "START_LIMIT", 0.05)
+    with pytest.raises(ClusterError, match="1 of 3 workers of the cluster were ready after .* with --workers 1"):
+        cluster_module._wait_for(WaitingRay(), ["a", "b", "c"], None)
+
+
+def test_a_cancel_gets_through_while_the_workers_start(cluster: ClusterRestorer, preset: Path) -> None:
+    class Cancel(Exception):
+        pass
+
+    def cancel() -> None:
+        raise Cancel
+
+    with pytest.raises(Cancel):
+        ClusterRestorer("local", preset, device="cpu", dtype="float32", workers=1, check_cancel=cancel)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_device_that_no_worker_has_is_named(preset: Path) -> None:
+    with pytest.raises(ClusterError, match="a worker of the cluster failed: device is 'cuda:77', which cannot compute"):
+        ClusterRestorer("local", preset, device="cuda:77", workers=1)
 
 
 def test_an_address_where_nobody_answers_is_named(preset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
