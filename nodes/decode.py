@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
 from . import compat, sockets, widgets
-from .hosting import ComponentHandle, activation_memory
+from .hosting import ComponentHandle, fitting_tiles, vae_memory
 from .payloads import LatentNote, SegmentSet, read_latent, require_same_plan
 from .segments import require_room
 
@@ -45,16 +46,20 @@ class TemporalDecode(io.ComfyNode):
         require_room(segments)  # once more: Split Segments may have run when more was free
         progress = NodeProgress()
         longest = max(len(span) for span in segments.spans)
-        module = vae.load(activation_memory(segments.size, longest, 0, vae.module.dtype)["vae"])
+        module = vae.load(vae_memory(vae, segments.size, longest))
+        tiles = fitting_tiles(vae, segments.size, longest)
         decoded: list[torch.Tensor] = []
+
+        def decode(tile: int, part: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+            return decode_span(
+                module, part, frames, segments.scale, fusion=fusion, colour="none", tile=tile,
+                device=vae.device, check_cancel=compat.check_interrupt,
+            )  # fmt: skip
+
         with compat.readable_memory_error("lower 'length' of Split Segments, or 'scale'."):
             for span, part in zip(segments.spans, span_latents(note), strict=True):
-                decoded.append(
-                    decode_span(
-                        module, part, segments.frames[span.start : span.stop, ..., :3], segments.scale,
-                        fusion=fusion, colour="none", device=vae.device, check_cancel=compat.check_interrupt,
-                    )  # fmt: skip
-                )
+                frames = segments.frames[span.start : span.stop, ..., :3]
+                decoded.append(tiles.run(partial(decode, part=part, frames=frames)))
                 progress.count(len(decoded), len(segments.spans))
         return io.NodeOutput(segments.with_decoded(decoded))
 

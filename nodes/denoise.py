@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from . import compat, sockets, widgets
-from .hosting import ComponentHandle, activation_memory
+from .hosting import ComponentHandle, denoiser_memory, fitting_tiles, vae_memory
 from .payloads import LatentNote, SegmentSet, SemanticSet, read_latent, require_same_video
 
 
@@ -34,12 +34,16 @@ class EncodeLatents(io.ComfyNode):
         from ..setevsr_core.stages import encode_latents
         from .progress import NodeProgress
 
-        memory = activation_memory(segments.size, 1, 0, vae.module.dtype)["vae"]
-        with compat.readable_memory_error("lower 'scale' of Split Segments."):
-            encoded = encode_latents(
-                vae.load(memory), segments.frames[..., :3], segments.scale,
+        module = vae.load(vae_memory(vae, segments.size, 1))
+
+        def encode(tile: int) -> Any:
+            return encode_latents(
+                module, segments.frames[..., :3], segments.scale, tile=tile,
                 device=vae.device, on_frame=NodeProgress().count, check_cancel=compat.check_interrupt,
             )  # fmt: skip
+
+        with compat.readable_memory_error("lower 'scale' of Split Segments."):
+            encoded = fitting_tiles(vae, segments.size, 1).run(encode)
         note = LatentNote(
             segments.identity, segments.spans, segments.scale, vae.module.config.scaling_factor,
             encoded.latents, encoded.content, encoded.preview_matrix,
@@ -143,8 +147,7 @@ def denoise_all(
     progress, preview = NodeProgress(), latent_pictures(denoiser)
     height, width = (side * 8 for side in note.scaled.shape[-2:])
     longest = max(len(span) for span in note.spans)
-    memory = activation_memory((height, width), longest, settings.tile, denoiser.module.dtype)["denoiser"]
-    module = denoiser.load(memory)
+    module = denoiser.load(denoiser_memory((height, width), longest, settings.tile, denoiser.module.dtype))
     restored: list[torch.Tensor] = []
     for number, span in enumerate(note.spans):
 

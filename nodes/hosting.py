@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 FP8 = "fp8"
 DENOISER, VAE, ENCODER = "denoiser", "vae", "semantic_encoder"
+ENCODER_MEMORY = 1.5 * 1024**3
+"""Bytes that reading a frame needs beside the encoder's weights, for the largest one."""
+VAE_SHARE = 0.6
 PLAIN_LAYERS = frozenset({ENCODER})
 """Kinds built from layers that ComfyUI cannot stream (SAM 2's own modules): these are loaded whole or not at all."""
 
@@ -141,7 +144,9 @@ def make_restorer(
     encoder: ComponentHandle | None,
     memory: Mapping[str, float],
 ) -> Any:
-    """A `Restorer` over hosted networks, which loads each one when its turn comes; `memory` as `activation_memory`."""
+    """A `Restorer` over hosted networks, which loads each one when its turn comes, with the bytes of `memory` left for
+    its computation ("denoiser", "vae", "encoder").
+    """
     from ..setevsr_core.restorer import Restorer
     from .progress import latent_pictures
 
@@ -156,23 +161,45 @@ def make_restorer(
 
     return Restorer(
         denoiser.module, vae.module, reader,
-        device=denoiser.device, defaults=dict(denoiser.defaults), place=False, prepare=prepare,
+        device=denoiser.device, vae_device=vae.device, free_memory=free_memory,
+        defaults=dict(denoiser.defaults), place=False, prepare=prepare,
         preview=latent_pictures(denoiser), identity=" ".join(handle.identity for handle in handles.values()),
     )  # fmt: skip
 
 
-def activation_memory(size: tuple[int, int], length: int, tile: int, dtype: torch.dtype) -> dict[str, float]:
-    """Rough bytes that one segment of `length` frames of `size` (H, W, enlarged) needs beside the weights, per network.
+def denoiser_memory(size: tuple[int, int], length: int, tile: int, dtype: torch.dtype) -> float:
+    """Rough bytes that a step on `length` frames of `size` (H, W, enlarged) needs beside the weights.
 
-    The constants are ComfyUI's own for Stable Diffusion networks; small networks need less, and a hint too large only
-    makes room by evicting other models.
+    The constant is ComfyUI's own for Stable Diffusion's U-Net; small networks need less.
     """
-    bytes_each = torch.finfo(dtype).bits // 8
     pixels = size[0] * size[1]
     tile_area = min(pixels / 64, tile * tile) if tile else pixels / 64
-    return {
-        "denoiser": length * tile_area * bytes_each * 0.02 * 1024**2,
-        "vae": length * pixels * 2178 * bytes_each,
-        "encoder": 1.5 * 1024**3,
-    }
+    return length * tile_area * (torch.finfo(dtype).bits // 8) * 0.02 * 1024**2
 
+
+def vae_memory(vae: ComponentHandle, size: tuple[int, int], length: int) -> float:
+    """Bytes that decoding `length` frames of `size` (H, W, enlarged) needs beside the weights, and `VAE_SHARE` of the
+    device's memory at most: what does not fit is decoded in tiles, which needs no other network sent away.
+    """
+    import comfy.model_management as management
+
+    from ..setevsr_core.estimate import padded
+    from ..setevsr_core.vae_tiles import bytes_per_latent
+
+    height, width = padded(size, vae.module)
+    needed = height * width * bytes_per_latent(vae.module.config, vae.module.dtype, length)
+    return min(needed, VAE_SHARE * cast(float, management.get_total_memory(vae.device)))
+
+
+def fitting_tiles(vae: ComponentHandle, size: tuple[int, int], length: int) -> Any:
+    """`FittingTiles` of a hosted VAE for `length` frames of `size` (H, W, enlarged), to be used with loaded weights."""
+    from ..setevsr_core.vae_tiles import FittingTiles
+
+    return FittingTiles(vae.module, size, length, vae.device, free_memory)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that ComfyUI says a computation on `device` can take."""
+    import comfy.model_management as management
+
+    return int(cast(float, management.get_free_memory(device)))

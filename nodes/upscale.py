@@ -15,7 +15,7 @@ from comfy_api.latest import InputImpl, io
 
 from . import checks, compat, sockets, widgets
 from .denoise import text_of
-from .hosting import ComponentHandle, activation_memory, make_restorer
+from .hosting import ENCODER_MEMORY, ComponentHandle, denoiser_memory, make_restorer, vae_memory
 from .loaders import load_preset, preset_stamp
 
 log = logging.getLogger(__name__)
@@ -247,7 +247,8 @@ def run_restorer(
             return restore(restorer, settings)
 
     def run(tile: int) -> Any:
-        memory = activation_memory(size, length, tile, networks[0].module.dtype)
+        memory = {"denoiser": denoiser_memory(size, length, tile, networks[0].module.dtype),
+                  "vae": vae_memory(networks[1], size, length), "encoder": ENCODER_MEMORY}
         restorer = make_restorer(*networks, memory)
         if tile != settings["tile"]:
             log.warning("SeTe-VSR: the memory was full, going on with tiles of %d", tile)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import stages
+from . import memory, stages
 from .errors import SettingsError
 from .precision import automatic_dtype, warn_of_emulation
 from .progress import Progress, SegmentProgress
@@ -30,8 +30,10 @@ class Restorer:
     as they are. defaults: a preset's own settings, used where a call leaves them open. place: False leaves moving and
     casting of the modules to their owner. prepare(name): called with "vae", "encoder" or "denoiser" before each is
     used, for an owner that loads networks only when needed. preview(latents, matrix): makes the pictures for progress,
-    as `stages.preview`, which is the default. identity: which weights these are, for an owner that changes them for
-    a while (patches); None looks at them when it is asked. `denoiser` may be None if every call sets steps to 0.
+    as `stages.preview`, which is the default. vae_device: where the VAE computes, if elsewhere than the rest.
+    free_memory(device): bytes that computations can take there, by which the VAE's tiles are chosen. identity: which
+    weights these are, for an owner that changes them for a while (patches); None looks at them when it is asked.
+    `denoiser` may be None if every call sets steps to 0.
     """
 
     def __init__(
@@ -41,22 +43,26 @@ class Restorer:
         encoder: Any = None,
         *,
         device: Any = "cpu",
+        vae_device: Any = None,
         dtype: torch.dtype | None = None,
         defaults: dict[str, Any] | None = None,
         place: bool = True,
         prepare: Callable[[str], None] | None = None,
         preview: Callable[[Tensor, Tensor], Tensor] | None = None,
+        free_memory: Callable[[torch.device], int] = memory.free_bytes,
         identity: str | None = None,
     ) -> None:
         self.device = torch.device(device)
+        self.vae_device = torch.device(device if vae_device is None else vae_device)
+        self.free_memory = free_memory
         self.denoiser, self.vae, self.encoder = denoiser, vae, encoder
         self.defaults = dict(defaults or {})
         self.prepare = prepare or (lambda name: None)
         self.preview = preview or stages.preview
         self.identity = identity
         if place:
-            for module in (denoiser, vae, encoder):
-                _place(module, self.device, dtype)
+            for module, where in ((denoiser, self.device), (vae, self.vae_device), (encoder, self.device)):
+                _place(module, where, dtype)
 
     @classmethod
     def from_preset(cls, name: str = "nano", device: Any = None, dtype: torch.dtype | None = None) -> Restorer:

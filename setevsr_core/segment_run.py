@@ -10,10 +10,11 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from . import stages
+from . import stages, vae_tiles
 from .progress import SegmentProgress
 from .settings import RestoreSettings
 from .streaming import Segments
+from .video.resize import target_size
 from .video.segments import Span
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ class Networks(Protocol):
     vae: Any
     encoder: Any
     device: torch.device
+    vae_device: torch.device
+    free_memory: Callable[[torch.device], int]
     prepare: Callable[[str], None]
     preview: Callable[[Tensor, Tensor], Tensor]
 
@@ -52,7 +55,8 @@ class SegmentRun:
         self._check_cancel = check_cancel
         self._encoded: dict[int, stages.EncodedFrames] = {}
         self._semantics: dict[int, Tensor] = {}
-        self._keep_features = bool(settings.fusion)
+        self._keep_features = vae_tiles.uses_features(networks.vae.config, settings.fusion)
+        self._tiles: dict[int, vae_tiles.FittingTiles] = {}  # by the frames that are computed together
 
     def compute(self, segments: Segments) -> Iterator[tuple[Span, Callable[[], Tensor]]]:
         """`streaming.Compute` in this process: a segment is restored when its pictures are asked for."""
@@ -95,18 +99,23 @@ class SegmentRun:
             )
         networks.prepare("vae")
         bar.update("decode", 0.0, "decoding")
-        pictures = stages.decode_span(
-            networks.vae,
-            latents,
-            colours,
-            settings.scale,
-            features=encoded.features,
-            fusion=settings.fusion,
-            colour=settings.colour,
-            steady_result=settings.steady_result,
-            device=networks.device,
-            check_cancel=self._check_cancel,
-        )
+
+        def decode(tile: int) -> Tensor:
+            return stages.decode_span(
+                networks.vae,
+                latents,
+                colours,
+                settings.scale,
+                features=encoded.features,
+                fusion=settings.fusion,
+                colour=settings.colour,
+                steady_result=settings.steady_result,
+                tile=tile,
+                device=networks.vae_device,
+                check_cancel=self._check_cancel,
+            )
+
+        pictures = self._fitting(encoded.size, settings.length).run(decode)
         bar.update("decode", 1.0, "decoded")
         if segment.shape[-1] == 4:
             pictures = torch.cat([pictures, stages.upscale_alpha(segment[..., 3:], settings.scale)], dim=-1)
@@ -115,23 +124,38 @@ class SegmentRun:
     def _encode(self, span: Span, frames: Tensor) -> stages.EncodedFrames:
         """Latents of the segment, with skip features if they fit the budget; only new frames are computed."""
 
-        def encode(frame: Tensor) -> stages.EncodedFrames:
-            encoded = stages.encode_latents(
+        def encode_in(tile: int, frame: Tensor) -> stages.EncodedFrames:
+            return stages.encode_latents(
                 self._networks.vae,
                 frame,
                 self._settings.scale,
                 keep_features=self._keep_features,
-                device=self._networks.device,
+                tile=tile,
+                device=self._networks.vae_device,
                 check_cancel=self._check_cancel,
             )
-            size = sum(feature.nbytes for feature in encoded.features or ()) * self._settings.length
-            if size <= FEATURE_BUDGET:
+
+        size = target_size(frames.shape[1], frames.shape[2], self._settings.scale)
+
+        def encode(frame: Tensor) -> stages.EncodedFrames:
+            encoded = self._fitting(size, 1).run(partial(encode_in, frame=frame))
+            kept = sum(feature.nbytes for feature in encoded.features or ()) * self._settings.length
+            if kept <= FEATURE_BUDGET:
                 return encoded
-            log.info("skip features of a segment take %.1f GiB: they are computed again to decode", size / 2**30)
+            log.info("skip features of a segment take %.1f GiB: they are computed again to decode", kept / 2**30)
             self._keep_features = False
             return stages.without_features(encoded)
 
         return stages.join_frames(self._fill(self._encoded, "vae", "encode", span, frames, encode))
+
+    def _fitting(self, size: tuple[int, int], length: int) -> vae_tiles.FittingTiles:
+        """The VAE's tiles for `length` frames at once, chosen when they are first used: then the weights are loaded."""
+        if length not in self._tiles:
+            networks = self._networks
+            self._tiles[length] = vae_tiles.FittingTiles(
+                networks.vae, size, length, networks.vae_device, networks.free_memory
+            )
+        return self._tiles[length]
 
     def _read_semantics(self, span: Span, frames: Tensor) -> Tensor | None:
         """Semantics of the segment, None where nobody would use them."""

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from . import vae_tiles
 from .errors import InputError, SettingsError
+from .estimate import padded
 from .sampling import loop
 from .sampling.tiles import GRID
 from .video.colour import match_colour
@@ -92,12 +94,14 @@ def encode_latents(
     scale: float,
     *,
     keep_features: bool = False,
+    tile: int = vae_tiles.WHOLE,
     device: Any = None,
     on_frame: OnFrame | None = None,
     check_cancel: CheckCancel | None = None,
 ) -> EncodedFrames:
     """Frames (N,H,W,3) in 0..1 -> latents of the frames enlarged by `scale` (bicubic) and padded by reflection.
 
+    tile: latents along one side of the VAE's tiles, 0 for whole frames; features are kept of whole frames only.
     `on_frame(done, total)` follows every frame; `check_cancel()` is called before it and stops by raising.
     Errors: InputError for frames that cannot be used, SettingsError when the VAE overflows.
     """
@@ -110,11 +114,11 @@ def encode_latents(
     for index in range(len(frames)):
         if check_cancel is not None:
             check_cancel()
-        latent, tapped, pixels = _encode_frame(vae, frames[index], size, device)
+        latent, tapped, pixels = _encode_frame(vae, frames[index], size, device, tile, check_cancel)
         if matrix is None:
             matrix = fit_preview(latent, pixels)
         latents.append(latent.to(frames.device))
-        if keep_features:
+        if keep_features and tapped is not None:
             features.append([feature.to(frames.device) for feature in tapped])
         if on_frame is not None:
             on_frame(index + 1, len(frames))
@@ -126,21 +130,37 @@ def encode_latents(
         latents=torch.cat(latents),
         size=size,
         content=(size[0] / (grid[0] * downscale), size[1] / (grid[1] * downscale)),
-        features=[torch.cat(level) for level in zip(*features, strict=True)] if keep_features else None,
+        features=[torch.cat(level) for level in zip(*features, strict=True)] if features else None,
         preview_matrix=matrix.to(frames.device),
     )
 
 
 @torch.inference_mode()
-def _encode_frame(vae: Any, frame: Tensor, size: tuple[int, int], device: Any) -> tuple[Tensor, list[Tensor], Tensor]:
-    """(H,W,3) -> latent (1,4,h,w) fp32 scaled, skip features, and the padded pixels (1,3,Hp,Wp) that were encoded."""
-    pixels = upscale_bicubic(_to_planes(frame[None], device), size=size)
-    pixels, _ = pad_to_multiple(pixels, vae.config.downscale * GRID)
-    mean, _, features = vae.encode((pixels * 2 - 1).to(module_dtype(vae)))
+def _encode_frame(
+    vae: Any, frame: Tensor, size: tuple[int, int], device: Any, tile: int, check_cancel: CheckCancel | None
+) -> tuple[Tensor, list[Tensor] | None, Tensor]:
+    """(H,W,3) -> latent (1,4,h,w) fp32 scaled, skip features (None with tiles), and the padded pixels (1,3,Hp,Wp) in
+    0..1 that were encoded.
+    """
+    pixels = _enlarge(vae, frame, size, device)
+    if tile:
+        mean, features = vae_tiles.encode(vae, _vae_input(vae, pixels), tile, check_cancel), None
+    else:
+        mean, _, features = vae.encode(_vae_input(vae, pixels))
     latent = mean.float() * vae.config.scaling_factor
     if not torch.isfinite(latent).all():
         raise SettingsError(f"the VAE encoder overflowed in {module_dtype(vae)}; load the VAE in fp32 or bf16")
     return latent, features, pixels
+
+
+def _enlarge(vae: Any, frame: Tensor, size: tuple[int, int], device: Any) -> Tensor:
+    """(H,W,3) anywhere -> (1,3,Hp,Wp) in 0..1 on `device`: bicubic to `size`, padded to what the networks need."""
+    pixels = upscale_bicubic(_to_planes(frame[None], device), size=size)
+    return pad_to_multiple(pixels, vae.config.downscale * GRID)[0]
+
+
+def _vae_input(vae: Any, pixels: Tensor) -> Tensor:
+    return (pixels * 2 - 1).to(module_dtype(vae))
 
 
 def without_features(encoded: EncodedFrames) -> EncodedFrames:
@@ -221,13 +241,15 @@ def decode_span(
     fusion: float = 1.0,
     colour: str = "wavelet",
     steady_result: int = 0,
+    tile: int = vae_tiles.WHOLE,
     device: Any = None,
     check_cancel: CheckCancel | None = None,
 ) -> Tensor:
     """One segment's scaled latents (T,4,h,w) -> pictures (T,sH,sW,3) fp32 in 0..1, cropped, colour-matched, steadied.
 
     frames: the segment's own low-resolution frames (T,H,W,3), for skip features, colour and size. features: what
-    `encode_latents(keep_features=True)` kept for these frames; None encodes them again (same bits, less memory).
+    `encode_latents(keep_features=True)` kept for these frames; None computes them again (same bits, less memory).
+    tile: latents along one side of the VAE's tiles, each of which computes its own features; 0 for whole frames.
     steady_result: radius by which the pictures are averaged with each other along their motion (`steadying.steady`).
     Errors: InputError when latents and frames do not belong together.
     """
@@ -235,18 +257,20 @@ def decode_span(
     device = device if device is not None else module_device(vae)
     size = target_size(frames.shape[1], frames.shape[2], scale)
     _check_latents(vae, latents, frames, size)
-    if features is None and fusion:
-        kept = encode_latents(vae, frames, scale, keep_features=True, device=device, check_cancel=check_cancel)
-        features = kept.features
     if check_cancel is not None:
         check_cancel()
     dtype = module_dtype(vae)
     unscaled = (latents.to(device, torch.float32) / vae.config.scaling_factor).to(dtype)
-    skips = [feature.to(device, dtype) for feature in features] if features is not None and fusion else None
-    pixels = vae.decode(unscaled, skips, num_frames=len(frames), fusion=fusion)
-    pictures = crop(pixels, size).float().add(1).div(2).clamp(0, 1)
-    if not torch.isfinite(pictures).all():
+    if features is not None and not tile:
+        skips = [feature.to(device, dtype) for feature in features]
+        pixels = vae.decode(unscaled, skips, num_frames=len(frames), fusion=fusion)
+    else:
+        enlarged = torch.cat([_vae_input(vae, _enlarge(vae, frame, size, device)) for frame in frames])
+        pixels = vae_tiles.decode(vae, unscaled, enlarged, fusion=fusion, tile=tile, check_cancel=check_cancel)
+    pixels = crop(pixels, size).float()
+    if not torch.isfinite(pixels).all():
         raise SettingsError(f"the VAE decoder overflowed in {dtype}; load the VAE in fp32 or bf16")
+    pictures = pixels.add(1).div(2).clamp(0, 1)
     return steady(recolour(pictures.movedim(1, -1), frames, colour, device=device), steady_result)
 
 
@@ -272,8 +296,7 @@ def upscale_alpha(alpha: Tensor, scale: float) -> Tensor:
 
 
 def _check_latents(vae: Any, latents: Tensor, frames: Tensor, size: tuple[int, int]) -> None:
-    multiple = vae.config.downscale * GRID
-    grid = tuple(-(-side // multiple) * GRID for side in size)
+    grid = padded(size, vae)
     if len(latents) != len(frames) or tuple(latents.shape[-2:]) != grid:
         raise InputError(
             f"latents {tuple(latents.shape)} do not belong to these frames: {len(frames)} frames enlarged to "
@@ -288,8 +311,9 @@ def fit_preview(latents: Tensor, pixels: Tensor) -> Tensor:
     Fitted on the input's own latents, so it serves any VAE without a table of constants.
     """
     grid = (latents.shape[-2], latents.shape[-1])
-    small = functional.adaptive_avg_pool2d(pixels.float(), grid).movedim(1, -1).reshape(-1, 3).double()
-    design = _with_ones(latents.double()).reshape(-1, latents.shape[1] + 1)
+    # On the CPU: the grid is small, and not every GPU computes in float64.
+    small = functional.adaptive_avg_pool2d(pixels.float(), grid).movedim(1, -1).reshape(-1, 3).cpu().double()
+    design = _with_ones(latents.cpu().double()).reshape(-1, latents.shape[1] + 1)
     gram = design.T @ design / len(design)
     ridge = 1e-4 * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)  # a constant frame has no unique map
     return torch.linalg.solve(gram + ridge, design.T @ small / len(design)).float()

@@ -42,13 +42,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
+MOST_SEQUENCES = 2**16 - 1  # in one call: as many as CUDA's kernels of attention take
+
+
 def attend_over_time(query: Tensor, key: Tensor, value: Tensor, heads: int, num_frames: int) -> Tensor:
     """As `attend`, of every token to itself in the other frames of its video: (B*T, n, C) each -> (B*T, n, C)."""
     videos = query.shape[0] // num_frames
     # A sequence in time is a view of tokens that stay in the order of frames; only several videos need a copy.
-    query, key, value = (x.unflatten(0, (videos, num_frames)).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1, 4)
-                         .flatten(0, 1) for x in (query, key, value))  # fmt: skip
-    attended = F.scaled_dot_product_attention(query, key, value).unflatten(0, (videos, -1))
+    sequences = [x.unflatten(0, (videos, num_frames)).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1, 4)
+                 .flatten(0, 1).split(MOST_SEQUENCES) for x in (query, key, value)]  # fmt: skip
+    parts = [F.scaled_dot_product_attention(*part) for part in zip(*sequences, strict=True)]
+    attended = (parts[0] if len(parts) == 1 else torch.cat(parts)).unflatten(0, (videos, -1))
     return attended.permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
 
 

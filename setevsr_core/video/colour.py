@@ -77,8 +77,10 @@ def _match_statistics(frame: Tensor, target: Tensor) -> Tensor:
 
 
 def _statistics(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (C,1,1) over the frame; float64 sums, so that a 4K frame loses nothing."""
-    flat = image.flatten(1).double()
+    """Mean and deviation (C,1,1) over the frame; float64 sums where the device has them, so that a 4K frame loses
+    nothing.
+    """
+    flat = image.flatten(1).to(torch.float32 if image.device.type == "mps" else torch.float64)
     mean = flat.mean(1)
     variance = (flat - mean[:, None]).square().mean(1)
     shape = (-1, 1, 1)

@@ -1,0 +1,158 @@
+"""The VAE over tiles of a frame, where a whole frame's activations do not fit into the memory.
+
+Norms and the attention of the middle see a tile instead of the frame, so what two tiles say of one pixel differs a
+little. Tiles overlap by a quarter and are blended as those of the denoiser, by windows that leave out their borders.
+A tile brings the skip features of its own pixels: nothing as large as a frame is kept but pixels and latents.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .errors import SettingsError
+from .estimate import law, padded
+from .memory import free_bytes, is_out_of_memory, release_cached
+from .networks.temporal_vae import TemporalVAE, VAEConfig
+from .sampling.tiles import GRID, Tile, blend_tiles, plan_tiles
+from .workload import count
+
+log = logging.getLogger(__name__)
+
+WHOLE = 0
+SMALLEST = 32  # latents along one side; smaller tiles are mostly border
+COUNTED = 32  # side of the grid whose bytes are counted; activations grow with the area
+HEADROOM = 0.8  # share of the free memory that activations may take; the rest is for pixels and fragments
+
+Result = TypeVar("Result")
+
+
+def encode(vae: Any, pixels: Tensor, tile: int = WHOLE, check_cancel: Callable[[], None] | None = None) -> Tensor:
+    """Pixels (1,3,H,W) in -1..1, in the VAE's type -> mean of the latents (1,4,h,w), fp32, unscaled."""
+    factor = vae.config.downscale
+    grid = (pixels.shape[-2] // factor, pixels.shape[-1] // factor)
+
+    def mean(place: Tile) -> Tensor:
+        if check_cancel is not None:
+            check_cancel()
+        return vae.encode(_enlarged(place, factor).cut(pixels))[0]
+
+    return blend_tiles(_plan(grid, tile), torch.Size((1, vae.config.latent_channels, *grid)), mean)
+
+
+def decode(
+    vae: Any, latents: Tensor, pixels: Tensor, *, fusion: float = 1.0, tile: int = WHOLE,
+    check_cancel: Callable[[], None] | None = None,
+) -> Tensor:  # fmt: skip
+    """Unscaled latents (T,4,h,w) of one segment and its enlarged pixels (T,3,H,W) in -1..1 -> pixels, fp32.
+
+    The skip features are computed frame by frame, as `encode_latents` does, and only if the decoder takes them.
+    """
+    factor, needs_features = vae.config.downscale, uses_features(vae.config, fusion)
+
+    def part(place: Tile) -> Tensor:
+        own, features = _enlarged(place, factor).cut(pixels), None
+        if needs_features:
+            frames = []
+            for frame in own.split(1):
+                if check_cancel is not None:
+                    check_cancel()
+                frames.append(vae.encode(frame)[2])
+            features = [torch.cat(level) for level in zip(*frames, strict=True)]
+        if check_cancel is not None:
+            check_cancel()
+        return vae.decode(place.cut(latents), features, num_frames=len(latents), fusion=fusion)
+
+    # Blended as pixels, so windows and sums are those of tiles of pixels.
+    places = {_enlarged(place, factor): place for place in _plan((latents.shape[-2], latents.shape[-1]), tile)}
+    return blend_tiles(tuple(places), pixels.shape, lambda enlarged: part(places[enlarged]))
+
+
+def uses_features(config: VAEConfig, fusion: float) -> bool:
+    """Whether decoding looks at the input's pixels: a residual VAE does so even without fusion."""
+    return bool(fusion) or config.residual
+
+
+def fitting_tile(config: VAEConfig, dtype: torch.dtype, grid: tuple[int, int], length: int, free: float) -> int:
+    """The tile (latents along one side, `WHOLE` if the frame fits) with which a segment of `length` frames of `grid`
+    (h, w) latents is decoded in `free` bytes.
+    """
+    area = HEADROOM * free / bytes_per_latent(config, dtype, length)
+    if grid[0] * grid[1] <= area:
+        return WHOLE
+    return max(SMALLEST, int(area**0.5) // GRID * GRID)
+
+
+@lru_cache(maxsize=16)
+def bytes_per_latent(config: VAEConfig, dtype: torch.dtype, length: int) -> float:
+    """Bytes of activations for every latent of the grid while `length` frames are decoded, with their skip features.
+
+    Counted without data, times what the memory's law says is used beside (`estimate.law`).
+    """
+    vae = TemporalVAE(config, dtype=dtype, device="meta").requires_grad_(False)
+    empty = partial(torch.empty, dtype=dtype, device="meta")
+    latents = empty(length, config.latent_channels, COUNTED, COUNTED)
+    pixels = empty(length, 3, COUNTED * config.downscale, COUNTED * config.downscale)
+    return law()["memory_factor"] * count(lambda: decode(vae, latents, pixels)).peak_bytes / COUNTED**2
+
+
+class FittingTiles:
+    """Tiles in which the VAE's work on `length` frames, enlarged to `size` (H, W), fits into a device's memory: chosen
+    by what is free when the first work comes, then halved wherever the memory is full after all.
+    """
+
+    def __init__(
+        self, vae: Any, size: tuple[int, int], length: int, device: torch.device,
+        free_memory: Callable[[torch.device], int] = free_bytes,
+    ) -> None:  # fmt: skip
+        self._vae, self._length, self._device, self._free_memory = vae, length, device, free_memory
+        self._grid = padded(size, vae)
+        self._tile: int | None = None
+
+    def run(self, work: Callable[[int], Result]) -> Result:
+        """`work(tile)`, `WHOLE` if a frame fits; called again with smaller tiles while it runs out of memory.
+
+        Errors: SettingsError that names the remedy, when even the smallest tile does not fit.
+        """
+        tile = self._tile if self._tile is not None else self._choose()
+        while True:
+            self._tile = tile
+            try:
+                return work(tile)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the except block on purpose: the traceback, and the tensors it holds, are gone by now.
+            release_cached(self._device)
+            tile = self._smaller(tile or max(self._grid))
+
+    def _choose(self) -> int:
+        free = self._free_memory(self._device)
+        dtype = getattr(self._vae, "dtype", torch.float32)
+        tile = fitting_tile(self._vae.config, dtype, self._grid, self._length, free)
+        if tile:
+            log.info("the VAE works in tiles of %d latents, to fit into %.1f GiB", tile, free / 2**30)
+        return tile
+
+    def _smaller(self, side: int) -> int:
+        if side <= SMALLEST:
+            raise SettingsError(
+                "The memory is full although the VAE works in its smallest tiles: lower 'length' (frames that are "
+                "decoded together) or 'scale', or free memory that other programs hold"
+            )
+        smaller = max(SMALLEST, side // 2 // GRID * GRID)
+        log.warning("the memory is full: the VAE goes on in tiles of %d latents", smaller)
+        return smaller
+
+
+def _plan(grid: tuple[int, int], tile: int) -> tuple[Tile, ...]:
+    return plan_tiles(*grid, tile, tile // 4)
+
+
+def _enlarged(place: Tile, factor: int) -> Tile:
+    return Tile(factor * place.top, factor * place.left, factor * place.bottom, factor * place.right)
