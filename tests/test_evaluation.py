@@ -251,6 +251,26 @@ def test_layouts_are_read_as_they_are_published(
     assert [clip.index for clip in found] == list(range(len(found)))
 
 
+@pytest.mark.parametrize(
+    ("layout", "low", "folders", "version"),
+    [
+        ("folder", "auto", ["a"], "degrade"),
+        ("folder", "auto", ["GT/a", "lq/a"], "LQ"),
+        ("SPMCS", "auto", ["car05_001/truth", "car05_001/input4"], "BI"),
+        ("UDM10", "BD", ["archpeople/truth", "archpeople/blur4"], "BD"),
+        ("Vid4", "degrade", ["GT/city", "BIx4/city"], "degrade"),
+        ("VideoLQ", "auto", ["000"], "LQ"),
+    ],
+)
+def test_clips_know_the_version_of_their_frames(
+    tmp_path: Path, layout: str, low: str, folders: list[str], version: str
+) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "0.png").touch()
+    assert [clip.version for clip in datasets.find_clips(tmp_path, layout, low)] == [version]
+
+
 def test_unclear_and_empty_sets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no clips in the layout Vid4"):
         datasets.find_clips(tmp_path, "Vid4")
@@ -308,6 +328,16 @@ def test_methods_are_parsed_and_named(tmp_path: Path) -> None:
         methods.parse_method("magic")
     with pytest.raises(SettingsError, match="--scale"):
         methods.parse_method("preset:nano:scale=2")
+
+
+def test_other_settings_of_a_preset_are_another_method() -> None:
+    """Else a run that goes on would show figures of the settings before."""
+    def fingerprint(settings: str) -> str:
+        return methods.parse_method(f"x@preset:nano{settings}").fingerprint("clip")
+
+    prints = [fingerprint(settings) for settings in ("", ":steps=0", ":steps=4", ":steps=4,strength=0.5")]
+    assert len(set(prints)) == 4
+    assert fingerprint(":strength=0.5,steps=4") == prints[3]
 
 
 def test_tiles_give_the_whole_picture() -> None:
@@ -379,6 +409,17 @@ def test_command_from_data_to_pictures_and_resumes(
     monkeypatch.setattr(datasets.ClipLoader, "load", forbidden)
     assert evaluate(small_set, *arguments) == 0
     assert len((small_set / "out" / "rows.jsonl").read_text().splitlines()) == len(rows)
+
+
+def test_command_names_the_version_and_not_the_clip_that_it_lies_in(tmp_path: Path) -> None:
+    truth = textured(2, 64, 96)
+    write_frames(tmp_path / "data" / "car05_001" / "truth", truth)
+    low = torch.nn.functional.avg_pool2d(truth.movedim(-1, 1), 4).movedim(1, -1)
+    write_frames(tmp_path / "data" / "car05_001" / "input4", low)
+    command = ["evaluate", str(tmp_path / "data"), "--dataset", "SPMCS", "--out", str(tmp_path / "out")]
+    assert cli.main([*command, "--methods", "bicubic", "--metrics", "psnr"]) == 0
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["low"] == "BI"
+    assert "low resolution BI," in (tmp_path / "out" / "table.md").read_text("utf-8")
 
 
 def test_command_refuses_a_shifted_result_and_keeps_the_rows(

@@ -78,11 +78,14 @@ LAYOUTS: dict[str, Layout] = {
 
 @dataclass(frozen=True)
 class ClipFiles:
-    """Where a clip lies. truth, low: a video or a folder of frames; index: its place in the whole set."""
+    """Where a clip lies. truth, low: a video or a folder of frames; version: the name of the low-resolution frames, BI,
+    BD, LQ, or degrade where they are made (then `low` is None); index: its place in the whole set.
+    """
 
     name: str
     truth: Path | None
     low: Path | None
+    version: str
     index: int
 
 
@@ -158,6 +161,10 @@ class ClipLoader:
                              f"{self.scale} asks for {expected[1]}x{expected[0]}")
 
 
+Found = tuple[Path | None, Path | None, str]
+"""Truth, low-resolution frames and the name of their version."""
+
+
 def find_clips(folder: Path, layout: str = "folder", low: str = "auto") -> list[ClipFiles]:
     """The clips of a data set, sorted by name.
 
@@ -168,7 +175,7 @@ def find_clips(folder: Path, layout: str = "folder", low: str = "auto") -> list[
         raise SettingsError(f"unknown data set {layout!r}; choose one of {', '.join(LAYOUTS)}")
     if not folder.is_dir():
         raise InputError(f"the data folder '{folder}' does not exist")
-    found: dict[str, tuple[Path | None, Path | None]] = {}
+    found: dict[str, Found] = {}
     for part in LAYOUTS[layout].parts:
         clips = _find_part(folder, part, low)
         if clips and layout != "REDS":  # only REDS is the union of its parts
@@ -186,7 +193,7 @@ def find_clips(folder: Path, layout: str = "folder", low: str = "auto") -> list[
     return [ClipFiles(name, *found[name], index) for index, name in enumerate(names)]
 
 
-def _find_part(folder: Path, part: Part, low: str) -> dict[str, tuple[Path | None, Path | None]]:
+def _find_part(folder: Path, part: Part, low: str) -> dict[str, Found]:
     def wanted(name: str) -> bool:
         return (not part.only or name in part.only) and name not in part.without
 
@@ -198,14 +205,15 @@ def _find_part(folder: Path, part: Part, low: str) -> dict[str, tuple[Path | Non
     if low not in ("auto", DEGRADE) and low not in versions and truths:
         raise SettingsError(f"'{folder}' has no low-resolution version {low!r}; it has "
                             f"{', '.join(versions) or 'none'}, and --lr {DEGRADE} makes one")
-    chosen: dict[str, Path] = {}
+    version = DEGRADE
     if versions and low != DEGRADE:
-        chosen = versions[low] if low in versions else next(iter(versions.values()))
+        version = low if low in versions else next(iter(versions))
+    chosen = versions.get(version, {})
     names = truths or {name: path for name, path in chosen.items() if wanted(name)}
     missing = [name for name in names if chosen and name not in chosen]
     if missing:
         raise InputError(f"clip {missing[0]!r} of '{folder}' has no low-resolution frames of that version")
-    return {part.prefix + name: (truths.get(name), chosen.get(name)) for name in names}
+    return {part.prefix + name: (truths.get(name), chosen.get(name), version) for name in names}
 
 
 def _first_match(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:

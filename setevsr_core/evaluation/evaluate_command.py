@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{name}: not measured: {reason}", file=sys.stderr)
     settings = {
         "data": args.data.resolve().name, "dataset": args.dataset,
-        "low": clips[0].low.parent.name if clips[0].low else "degrade",
+        "low": " and ".join(dict.fromkeys(clip.version for clip in clips)),
         "scale": args.scale, "frames": args.frames, "crop": crop, "seed": args.seed,
         "picture": [look.crop, look.at],
     }

@@ -28,7 +28,7 @@ class Method(Protocol):
     spec: str
 
     def fingerprint(self, clip: str) -> str:
-        """Changes when the weights or files behind the method change, so that no stale figures are kept."""
+        """Changes with the weights, files and settings behind the method, so that no stale figures are kept."""
         ...
 
     def prepare(self) -> None:
@@ -124,7 +124,8 @@ class Preset:
         from ..checkpoints.presets import preset_folder
 
         folder = preset_folder(self.preset)
-        return _stamp(sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")))
+        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+        return _stamp(files, *(f"{key}={value!r}" for key, value in sorted(self.settings.items())))
 
     def prepare(self) -> None:
         if self._restorer is None:
@@ -248,10 +249,12 @@ def _on_grid(full: tuple[int, int], clip: Clip) -> tuple[int, int]:
     return full[0] // scale * scale, full[1] // scale * scale
 
 
-def _stamp(paths: Sequence[Path]) -> str:
-    """A short digest of names, sizes and times of change."""
+def _stamp(paths: Sequence[Path], *more: str) -> str:
+    """A short digest of names, sizes and times of change, and of what else decides the result."""
     digest = hashlib.sha256()
     for path in paths:
         status = path.stat()
         digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    for text in more:
+        digest.update(f"{text}\n".encode())
     return digest.hexdigest()[:16]
