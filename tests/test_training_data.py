@@ -104,11 +104,24 @@ def test_low_quality_belongs_to_its_clean_segment(material: Path, tmp_path: Path
     assert distance.argmin(axis=1).tolist() == list(range(8))
 
 
-def test_a_steadied_pack_averages_the_degraded_frames_alone(material: Path, packed: Path, tmp_path: Path) -> None:
+def test_a_steadied_pack_averages_the_degraded_frames_alone(
+    material: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the frames before them, which are dropped then: the first ones of a segment have their neighbours too."""
+    whole: list[np.ndarray] = []
+
+    def watched(frames: np.ndarray, radius: int) -> np.ndarray:
+        whole.append(frames)
+        return steady_frames(frames, radius)
+
+    steady_frames = packing.steady_frames
+    monkeypatch.setattr(packing, "steady_frames", watched)
     steadied = PackedDataset(pack([Source(material, "made here")], tmp_path, segments=4, seed=3, steady=2, **SMALL))
+    assert {len(frames) for frames in whole} == {3, 4}
     for index, plain in enumerate(PackedDataset(packed).segment(index) for index in range(4)):
         lr, hr = steadied.segment(index)
-        assert np.array_equal(lr, packing.steady_frames(plain[0], 2)) and np.array_equal(hr, plain[1])
+        assert np.array_equal(whole[index][-3:], plain[0]) and np.array_equal(hr, plain[1])
+        assert np.array_equal(lr, steady_frames(whole[index], 2)[-3:])
     with pytest.raises(SettingsError, match="other settings"):
         pack([Source(material, "made here")], tmp_path, segments=4, seed=3, **SMALL)
 

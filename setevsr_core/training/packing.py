@@ -124,7 +124,8 @@ def write_shard(out: Path, index: int, settings: PackSettings, videos: list[Path
         records.append(record)
         record["degradation_seed"] = int(rng.integers(2**63))
         low = degrade(clip, record["degradation_seed"], settings.scale)
-        small.append(steady_frames(low[-settings.frames :], settings.steady))
+        # Steadied with the frames that are dropped: inside a stream the first ones have neighbours before them.
+        small.append(steady_frames(low, settings.steady)[-settings.frames :])
         clean.append(sharpen(clip[-settings.frames :], settings.sharpen_weight))
     folder = shard_folder(out, index)
     part = folder.with_name(folder.name + ".part")
