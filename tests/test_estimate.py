@@ -74,6 +74,21 @@ def test_estimate_follows_the_settings(networks: dict[str, nn.Module | None]) ->
     assert of(frames=3).segments == 1
 
 
+def test_networks_count_in_types_of_their_own(networks: dict[str, nn.Module | None]) -> None:
+    """Rates and stored weights by network, and a preset's networks in the type of each."""
+    settings = RestoreSettings(scale=4.0, steps=1, sampler="ddim", tile=16, tile_overlap=8)
+    one = estimates.estimate(networks, 32, 64, 5, settings, rate=1e9)
+    other = estimates.estimate(networks, 32, 64, 5, settings, rate={"vae": 1e9, "denoiser": 2e9}, stored={"vae": 7.0})
+    assert other.stages["denoise"].seconds == pytest.approx((one.stages["denoise"].seconds or 0) / 2)
+    assert other.stages["decode"].seconds == one.stages["decode"].seconds
+    assert other.stages["decode"].weight_bytes == 7 and other.weight_bytes < one.weight_bytes
+    types = {"denoiser": torch.bfloat16, "vae": torch.float32, "encoder": torch.float16}
+    loaded, _ = estimates.networks_on_meta("nano", types)
+    for name, network in loaded.items():
+        assert network is not None and network.dtype == types[name]
+        assert {value.dtype for value in network.parameters()} == {types[name]}
+
+
 def test_without_a_rate_the_time_stays_open(networks: dict[str, nn.Module | None]) -> None:
     found = estimates.estimate(networks, 32, 32, 1, RestoreSettings(steps=1))
     assert found.seconds is None and "min" not in estimates.describe(found)

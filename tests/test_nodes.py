@@ -10,9 +10,11 @@ import importlib.util
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -196,6 +198,12 @@ def test_keywords_of_newer_versions_are_left_out(pack: ModuleType) -> None:
     assert compat.widget(io.Int, "x", default=1, from_the_future=1).default == 1
 
 
+def test_inputs_of_later_versions_come_last_and_may_stay_open(nodes: dict[str, Any]) -> None:
+    for node_id in ("SeTeVSRUpscaleVideo", "SeTeVSRUpscaleImages"):
+        last = nodes[node_id].GET_SCHEMA().inputs[-1]
+        assert (last.id, last.optional) == ("conditioning", True)
+
+
 def test_layers_have_weights_under_dynamic_vram(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     import comfy.memory_management
 
@@ -359,6 +367,239 @@ def test_sample_and_degraded_video(nodes: dict[str, Any]) -> None:
     assert bad.get_frame_count() == reference.get_frame_count()
 
 
+# ---- text, jobs, networks from several places -----------------------------------------------------------------------
+@contextmanager
+def empty_prompt(denoiser: Any, text: torch.Tensor | None) -> Iterator[None]:
+    """The weights with another embedding of the empty prompt, or none."""
+    own = denoiser.module.empty_text
+    denoiser.module.empty_text = text
+    try:
+        yield
+    finally:
+        denoiser.module.empty_text = own
+
+
+@torch.inference_mode()
+def test_upscale_takes_a_text_and_says_before_any_work_that_it_is_missing(
+    nodes: dict[str, Any], handles: dict[str, Any], pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**SAMPLING, "length": 3, "overlap": 1, "scene_cuts": "off", **handles}
+    text = torch.ones(1, 2, 8)
+
+    def upscale(**more: Any) -> torch.Tensor:
+        return nodes["SeTeVSRUpscaleImages"].execute(clip(), "none needed", 2.0, **{**settings, **more}).result[0]
+
+    with empty_prompt(handles["denoiser"], text):
+        expected = upscale()
+    with empty_prompt(handles["denoiser"], None):
+        assert torch.equal(upscale(conditioning=[[text, {}]]), expected)
+        assert not torch.equal(upscale(sampler="none (decoder only)"), expected)  # needs no text
+
+        def encode(*_: Any, **__: Any) -> None:
+            raise AssertionError("frames were encoded")
+
+        monkeypatch.setattr(part(pack, "setevsr_core.stages"), "encode_latents", encode)
+        wrong = part(pack, "setevsr_core.errors").InputError
+        said = "no embedding of the empty prompt: connect a CONDITIONING .* 'setevsr convert --empty-text'"
+        for where in ({}, {"cluster": "nobody:1"}):
+            with pytest.raises(wrong, match=said):
+                upscale(**where)
+        with pytest.raises(wrong, match=said):
+            part(pack, "nodes.hosting").make_restorer(*handles.values(), {}).stream(clip(), steps=1)
+
+
+def job_of(pack: ModuleType, handles: dict[str, Any], **settings: Any) -> str:
+    """What names the job of these networks."""
+    return part(pack, "nodes.hosting").make_restorer(*handles.values(), {}).fingerprint(**settings)
+
+
+def with_random_lora(pack: ModuleType, denoiser: Any, path: Path) -> Any:
+    """strength -> the denoiser behind Load LoRA with a file of random numbers for one layer, written to `path`."""
+    from safetensors.torch import save_file
+
+    layer = "up_blocks.3.attentions.1.transformer_blocks.0.attn1.to_v"
+    height, width = denoiser.module.state_dict()[f"unet.{layer}.weight"].shape
+    name = "lora_unet_" + layer.replace(".", "_")
+    ends = {"up": torch.randn(height, 2), "down": torch.randn(2, width)}
+    save_file({f"{name}.lora_{end}.weight": value for end, value in ends.items()}, path)
+    return lambda strength: part(pack, "nodes.loaders").with_lora(denoiser, str(path), strength)
+
+
+@torch.inference_mode()
+def test_text_and_lora_are_parts_of_a_job(
+    handles: dict[str, Any], pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, denoiser = part(pack, "nodes.cluster"), handles["denoiser"]
+    changed = [with_random_lora(pack, denoiser, tmp_path / f"{name}.safetensors") for name in ("one", "other")]
+    texts = [torch.zeros(1, 77, 8), torch.zeros(1, 77, 8)]
+    texts[1][0, 70] = 1.0  # prompts begin alike
+    jobs = [job_of(pack, handles, text=text) for text in (None, *texts)]
+    for denoiser in (changed[0](0.5), changed[0](0.75), changed[1](0.5)):
+        jobs.append(job_of(pack, {**handles, "denoiser": denoiser}))
+    assert len(set(jobs)) == len(jobs)
+    monkeypatch.setattr(cluster.ClusterRestorer, "fingerprint", lambda self, **settings: repr(settings))
+    far = object.__new__(cluster.NodeCluster)
+    assert len({far.fingerprint(steps=1, text=text) for text in (None, *texts)}) == 3
+
+
+@torch.inference_mode()
+def test_patches_in_place_change_no_job_and_are_not_sent_with_the_base(
+    handles: dict[str, Any], pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Load LoRA shares the weights of the denoiser that it changes; ComfyUI leaves its patches in them after a run."""
+    from safetensors.torch import load_file
+
+    denoiser, cluster = handles["denoiser"], part(pack, "nodes.cluster")
+    original = {key: value.clone() for key, value in denoiser.load().state_dict().items()}
+    patched = with_random_lora(pack, denoiser, tmp_path / "style.safetensors")(1.0)
+    jobs = [job_of(pack, {**handles, "denoiser": one}) for one in (denoiser, patched)]
+    assert any(not torch.equal(value, original[key]) for key, value in patched.load().state_dict().items())
+    assert jobs == [job_of(pack, {**handles, "denoiser": one}) for one in (denoiser, patched)]
+    sent: dict[str, torch.Tensor] = {}
+
+    class Far:
+        def __init__(self, address: str, folder: str, **_: Any) -> None:
+            sent.update(load_file(Path(folder) / "denoiser.safetensors"))
+
+        def __enter__(self) -> Far:
+            return self
+
+        def __exit__(self, *_: Any) -> None: ...
+
+    monkeypatch.setattr(cluster, "NodeCluster", Far)
+    with cluster.cluster_restorer("somewhere", *handles.values()):
+        assert sent.keys() == original.keys()
+        assert all(torch.equal(value, original[key]) for key, value in sent.items())
+    with (
+        pytest.raises(part(pack, "setevsr_core.errors").SettingsError, match="setevsr convert --lora"),
+        cluster.cluster_restorer("somewhere", patched, handles["vae"], None),
+    ):
+        pass
+
+
+@torch.inference_mode()
+def test_smaller_tiles_go_on_with_the_same_job(
+    nodes: dict[str, Any], handles: dict[str, Any], pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory is full in the second segment: it and the next are restored in smaller tiles, the first one counts."""
+    import folder_paths
+    from comfy_api.latest import InputImpl, Types
+
+    run = part(pack, "setevsr_core.segment_run").SegmentRun
+    restore, seen = run.restore, []
+
+    def scarce(self: Any, span: Any, segment: torch.Tensor) -> torch.Tensor:
+        seen.append((self._settings.tile, span.start))
+        if seen[-1] == (32, 2):
+            raise MemoryError
+        return restore(self, span, segment)
+
+    monkeypatch.setattr(run, "restore", scarce)
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    source = InputImpl.VideoFromComponents(Types.VideoComponents(images=clip(7), frame_rate=Fraction(24)))
+    settings = {**SAMPLING, "tile": 32, "length": 3, "overlap": 1, "scene_cuts": "off", **handles}
+    (video,) = nodes["SeTeVSRUpscaleVideo"].execute(source, "none needed", 2.0, **settings).result
+    assert seen == [(32, 0), (32, 2), (16, 2), (16, 4)]
+    assert video.get_components().images.shape == (7, 40, 48, 3)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("node_id", ["SeTeVSRUpscaleVideo", "SeTeVSRUpscaleImages", "SeTeVSREstimate"])
+def test_a_preset_that_changed_on_disk_makes_a_result_stale(
+    node_id: str, nodes: dict[str, Any], pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    monkeypatch.setattr(part(pack, "nodes.folders"), "preset_folder", lambda name: tmp_path)
+    before = nodes[node_id].fingerprint_inputs("mine", scale=None)
+    assert nodes[node_id].fingerprint_inputs("mine", scale=None) == before
+    os.utime(tmp_path / "config.json", ns=(1, 2**62))
+    assert nodes[node_id].fingerprint_inputs("mine", scale=None) != before
+
+
+def full_size(pack: ModuleType, kind: str, name: str) -> Any:
+    """A hosted network of Stable Diffusion's sizes without weights."""
+    networks = part(pack, "setevsr_core.networks.denoiser"), part(pack, "setevsr_core.networks.temporal_vae")
+    build, config = (
+        (networks[0].Denoiser, networks[0].DenoiserConfig.sd21(layers=1))
+        if kind == "denoiser" else (networks[1].TemporalVAE, networks[1].VAEConfig.sd21())
+    )  # fmt: skip
+    return part(pack, "nodes.hosting").ComponentHandle(kind, build(config, device="meta"), None, name)
+
+
+def test_networks_that_do_not_belong_together_are_refused(nodes: dict[str, Any], pack: ModuleType) -> None:
+    """A full-size denoiser with the preset's VAE, and Stable Diffusion's VAE with the preset's denoiser."""
+    wrong, upscale = part(pack, "setevsr_core.errors").InputError, part(pack, "nodes.upscale")
+    denoiser, vae = full_size(pack, "denoiser", "unet.ckpt"), full_size(pack, "vae", "vae.ckpt")
+    inputs: dict[str, dict[str, Any]] = {
+        "SeTeVSRUpscaleImages": {"images": clip(), "seed": 0},
+        "SeTeVSREstimate": {"width": 32, "height": 32, "frames": 5},
+    }
+    for node_id, given in inputs.items():
+        with pytest.raises(wrong, match="denoiser works in Stable Diffusion's latents and the VAE makes others"):
+            nodes[node_id].execute(**given, preset="nano", scale=2.0, denoiser=denoiser)
+        with pytest.raises(wrong, match="VAE makes Stable Diffusion's latents and the denoiser works in others"):
+            nodes[node_id].execute(**given, preset="nano", scale=2.0, vae=vae)
+    upscale.require_denoising(denoiser, vae, None, torch.zeros(1))
+
+
+def test_the_presets_encoder_serves_its_own_denoiser(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    upscale, handle = part(pack, "nodes.upscale"), part(pack, "nodes.hosting").ComponentHandle
+    vae, encoder = (handle(kind, None, None, "mine") for kind in ("vae", "semantic_encoder"))
+
+    def denoiser(name: str, levels: tuple[int, ...] = (0, 1)) -> Any:
+        return handle("denoiser", SimpleNamespace(config=SimpleNamespace(semantic_levels=levels)), None, name)
+
+    own, with_lora, foreign = denoiser("mine"), denoiser("mine"), denoiser("foreign.safetensors")
+    read: list[str] = []
+    monkeypatch.setattr(upscale, "load_preset", lambda name, _: read.append(name) or (own, vae, encoder))
+
+    def chosen(*connected: Any) -> Any:
+        return upscale.choose_networks("mine", "auto", *connected)
+
+    assert chosen(None, None, None) == (own, vae, encoder)
+    assert chosen(with_lora, vae, None) == (with_lora, vae, encoder)
+    assert chosen(foreign, None, None) == (foreign, vae, None)
+    assert len(read) == 3
+    assert chosen(foreign, vae, encoder) == (foreign, vae, encoder)
+    assert chosen(foreign, vae, None) == (foreign, vae, None)
+    without_seam = denoiser("foreign.safetensors", levels=())
+    assert chosen(without_seam, vae, encoder) == (without_seam, vae, None)
+    assert len(read) == 3  # it was not needed
+
+
+def test_estimate_counts_every_network_in_its_own_type(
+    nodes: dict[str, Any], handles: dict[str, Any], pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimates, node = part(pack, "setevsr_core.estimate"), part(pack, "nodes.estimate")
+    types = {"denoiser": torch.bfloat16, "vae": torch.float32, "semantic_encoder": torch.float16}
+    monkeypatch.setattr(node, "choose_dtype", lambda kind, precision: types[kind])
+    monkeypatch.setattr(node, "measured_rate", lambda device, dtype: torch.finfo(dtype).bits)
+    asked: dict[str, Any] = {}
+    original = estimates.estimate
+
+    def remember(networks: Any, *sizes: Any, **more: Any) -> Any:
+        asked.update(networks=networks, **more)
+        return original(networks, *sizes, **more)
+
+    monkeypatch.setattr(estimates, "estimate", remember)
+
+    def execute(**connected: Any) -> float:
+        common = {"preset": "nano", "width": 32, "height": 24, "frames": 3, "scale": 2.0, "steps": 1}
+        return nodes["SeTeVSREstimate"].execute(**common, **connected).result[1] * 2**30
+
+    in_half = execute()
+    assert [asked["networks"][name].dtype for name in node.KINDS] == list(types.values())
+    assert asked["rate"] == {"denoiser": 16, "vae": 32, "encoder": 16} and not asked["stored"]
+    weights = estimates.weight_bytes(asked["networks"]["denoiser"])
+    assert in_half - execute(precision="fp8") == pytest.approx(weights / 2, rel=1e-3)
+    execute(denoiser=handles["denoiser"])
+    assert asked["networks"]["denoiser"].dtype == torch.float32  # its own, whatever the widget says
+    assert asked["stored"] == {"denoiser": estimates.weight_bytes(handles["denoiser"].module)}
+    assert asked["networks"]["encoder"] is None  # the preset's serves the preset's denoiser
+
+
 # ---- wrong inputs ---------------------------------------------------------------------------------------------------
 @torch.inference_mode()
 def test_mixed_up_inputs_are_refused_in_one_sentence(
@@ -383,6 +624,8 @@ def test_mixed_up_inputs_are_refused_in_one_sentence(
         decode({**latents, "samples": latents["samples"][:2]}, segments, handles["vae"])
     with pytest.raises(wrong, match="not decoded yet"):
         nodes["SeTeVSRStitchSegments"].execute(segments)
+    with pytest.raises(wrong, match="no semantic encoder; connect 'Load SAM2 Encoder'"):
+        nodes["SeTeVSREncodeSemantics"].execute(segments, None)
 
 
 @pytest.mark.parametrize(
@@ -444,6 +687,30 @@ def test_a_result_that_does_not_fit_points_to_the_video_node(pack: ModuleType) -
     checks.require_memory(10, (100, 200), 3, available=2_700_000)
     with pytest.raises(errors.InputError, match="10 frames of 200x100.*use 'Upscale Video'"):
         checks.require_memory(10, (100, 200), 3, available=2_600_000)
+
+
+@torch.inference_mode()
+def test_stages_say_before_the_work_that_the_result_will_not_fit(
+    pack: ModuleType, nodes: dict[str, Any], handles: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four frames in two segments of three: six decoded frames, and the four of the result with alpha, at once."""
+    import psutil
+
+    def free(numbers: int) -> None:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4 * numbers / 0.9))
+
+    wrong, split = part(pack, "setevsr_core.errors").InputError, nodes["SeTeVSRSplitSegments"].execute
+    pixels, images, arguments = 40 * 48, clip(channels=4), (2.0, 3, 1, "off")
+    segments = split(images, *arguments).result[0]
+    (latents,) = nodes["SeTeVSREncodeLatents"].execute(segments, handles["vae"]).result
+    free(pixels * (4 * 4 + 6 * 3) + 1)
+    split(images, *arguments)
+    free(pixels * (4 * 4 + 6 * 3) - 1)
+    said = r"4 frames of 48x40\) and its 6 decoded frames need .*use 'Upscale Video'"
+    with pytest.raises(wrong, match=said):
+        split(images, *arguments)
+    with pytest.raises(wrong, match=said):
+        nodes["SeTeVSRTemporalDecode"].execute(latents, segments, handles["vae"])
 
 
 # ---- memory and cancel ----------------------------------------------------------------------------------------------
@@ -583,6 +850,23 @@ def test_like_meanings_get_like_colours(pack: ModuleType) -> None:
     assert torch.equal(picture[0], picture[1])
     assert (picture[0, 0] - picture[0, 0, 0]).abs().max() < 1e-5
     assert (picture[0, 0, 0] - picture[0, 3, 0]).abs().max() > 0.9
+
+
+def test_the_picture_of_meanings_needs_no_copy_of_them(pack: ModuleType) -> None:
+    """Frame by frame it is the picture of all tokens at once."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(64, 32, 16, 16, generator=generator) * torch.linspace(3, 1, 32)[:, None, None]
+    pictures, count = part(pack, "nodes.pictures"), part(pack, "setevsr_core.workload").count
+    tokens = embeddings.double().movedim(1, -1).reshape(-1, 32)
+    tokens = tokens - tokens.mean(0)
+    axes = torch.linalg.eigh(tokens.T @ tokens)[1].flip(1)[:, :3]
+    strongest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    colours = tokens @ (axes * strongest.sign())
+    low, high = torch.quantile(colours, torch.tensor([0.02, 0.98]).double(), dim=0)
+    expected = ((colours - low) / (high - low)).clamp(0, 1).reshape(64, 16, 16, 3)
+    picture = pictures.principal_colours(embeddings, (16, 16))
+    torch.testing.assert_close(picture.double(), expected, atol=1e-3, rtol=0)
+    assert count(lambda: pictures.principal_colours(embeddings, (16, 16))).peak_bytes < embeddings.nbytes
 
 
 # ---- judging --------------------------------------------------------------------------------------------------------
