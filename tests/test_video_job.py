@@ -20,6 +20,7 @@ from setevsr_core import Restorer, VideoError
 from setevsr_core.errors import SeTeVSRError
 from setevsr_core.segment_run import SegmentRun
 from setevsr_core.streaming import Resume
+from setevsr_core.video import journal as journals
 from setevsr_core.video.chunks import pack_frames, unpack_frames
 from setevsr_core.video.journal import Journal, drop_abandoned
 from setevsr_core.video.reading import VideoReader
@@ -293,6 +294,28 @@ def test_another_job_starts_afresh_and_says_why(
     with caplog.at_level(logging.WARNING, "setevsr_core"):
         assert run(restorer, source, target, **change).resumed == 0
     assert any("starting afresh" in line and topic in line for line in caplog.messages)
+
+
+def test_old_chunks_are_gone_for_good_before_the_new_job_is_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal(tmp_path / "job", {"settings": 1}) as journal:
+        journal.carry(1, b"in hand")
+        journal.add(b"frames", 1)
+    found: list[Any] = []
+
+    def power_cut(path: Path, data: bytes) -> None:
+        found.append(sorted(other.name for other in path.parent.iterdir()))
+        raise Stop
+
+    monkeypatch.setattr(journals, "sync_folder", lambda folder: found.append(folder.name))
+    monkeypatch.setattr(journals, "write_atomically", power_cut)
+    with pytest.raises(Stop), Journal(tmp_path / "job", {"settings": 2}):
+        pass
+    assert found == ["job", ["job.json", "lock"]]
+    monkeypatch.undo()
+    with Journal(tmp_path / "job", {"settings": 2}) as journal:
+        assert journal.frames_done == 0
 
 
 def test_the_input_is_known_again_in_another_place(restorer: Restorer, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import VideoError
+from .durable import sync_folder, write_atomically
+from .locking import LockFile
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class Journal:
     def __init__(self, folder: Path, job: Mapping[str, Any]) -> None:
         self.folder = folder
         self._job = json.loads(json.dumps({"version": VERSION, **job}, default=str))
-        self._lock: Any = None
+        self._lock: LockFile | None = None
         self._chunks: list[Path] = []
         self.frames_done = 0
 
@@ -106,14 +108,19 @@ class Journal:
             self._find_chunks()
             if self.frames_done:
                 logger.warning("continuing an unfinished run: %d frames are there already", self.frames_done)
-        else:
-            if known is not None:
-                logger.warning("starting afresh: %s; the unfinished work in '%s' is dropped",
-                               _difference(known, self._job), self.folder)  # fmt: skip
+        elif known is not None:
+            logger.warning("starting afresh: %s; the unfinished work in '%s' is dropped",
+                           _difference(known, self._job), self.folder)  # fmt: skip
+        self._clear()
+        if known != self._job:
+            # Not before the old chunks are gone for good: beside the new description they would pass for its own.
+            sync_folder(self.folder)
             write_atomically(description, json.dumps(self._job, indent=1, sort_keys=True).encode())
-        keep = {description, self.folder / "lock", *self._chunks}
+
+    def _clear(self) -> None:
+        """Removes chunks that are not taken over, what was half written, and all carries but the one to go on from."""
         for path in self.folder.iterdir():
-            if path not in keep and (path.suffix in (".chunk", ".tmp")):
+            if path.suffix in (".chunk", ".tmp") and path not in self._chunks:
                 path.unlink(missing_ok=True)
         self._drop_carries(keep=self.frames_done)
 
@@ -140,7 +147,7 @@ class Journal:
 
     def _release(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
 
@@ -162,79 +169,26 @@ def drop_abandoned(parent: Path, days: float) -> list[Path]:
     return dropped
 
 
-def _remove(folder: Path, lock: int) -> None:
+def _remove(folder: Path, lock: LockFile) -> None:
     """Removes a journal whose lock is held, and lets go of that."""
     if os.name == "nt":  # Windows removes no open file
-        os.close(lock)
+        lock.close()
     shutil.rmtree(folder, ignore_errors=True)
-    if os.name != "nt":
-        os.close(lock)
+    lock.close()
 
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file is there with all its bytes, or not at all; also after a power cut."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in `folder` durable, where the system can."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:  # some network file systems refuse
-        pass
-    finally:
-        os.close(handle)
-
-
-def _lock(folder: Path) -> int:
-    """An open, locked file in `folder`; the system lets go of it when the process ends, however it ends."""
+def _lock(folder: Path) -> LockFile:
+    """The locked file of a journal, whose folder is made if need be."""
     while True:
         folder.mkdir(exist_ok=True)
-        path = folder / "lock"
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            return LockFile(folder / "lock")
         except FileNotFoundError:  # another run has just finished and removed the folder
             continue
-        try:
-            _lock_handle(handle)
-        except OSError as error:
-            os.close(handle)
-            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-                raise VideoError(
-                    f"another run is writing this video already ('{folder}' is in use); wait for it or stop it"
-                ) from error
-            raise
-        if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
-            return handle
-        os.close(handle)  # locked a file that its owner has just removed
-
-
-def _lock_handle(handle: int) -> None:
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    else:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class _disk_errors:  # noqa: N801 - reads as a context
