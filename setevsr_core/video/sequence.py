@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, SettingsError, VideoError, require
-from .journal import sync_folder
+from .durable import sync_file, sync_folder
+from .locking import LockFile
 from .yuv import ColourTags, rgb_to_frame
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".exr", ".webp", ".bmp")
@@ -55,6 +56,8 @@ class SequenceReader:
     ) -> None:
         if start < 0 or (duration or 0) < 0:
             raise SettingsError("start and duration must be 0 or more seconds")
+        if frame_rate <= 0:
+            raise SettingsError(f"the frame rate of '{folder}' is {frame_rate}; --fps must be more than 0")
         self.name = str(folder)
         self.frame_rate = frame_rate
         first = round(Fraction(start) * frame_rate)
@@ -107,8 +110,9 @@ class SequenceReader:
 class SequenceWriter:
     """Writes one picture a frame under a pattern like `frames/%06d.png`, counting from 1; a context manager.
 
-    The folder must be new or empty: it gets its name when all pictures are there. `depth` above 8 gives 16 bit PNG
-    and TIFF. `quality`: of JPEG, 1..100 (None: 95). Errors: VideoError, SettingsError.
+    The folder must be new or empty: it gets its name when all pictures are there, and until then no second writer may
+    have it. `depth` above 8 gives 16 bit PNG and TIFF. `quality`: of JPEG, 1..100 (None: 95). Errors: VideoError,
+    SettingsError.
     """
 
     def __init__(
@@ -137,10 +141,13 @@ class SequenceWriter:
         )
         self._channels = 4 if alpha else 3
         self._part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(self._part, ignore_errors=True)
+        self._lock: LockFile | None = None
         try:
+            self._lock = LockFile(folder.with_name(folder.name + ".part.lock"))
+            shutil.rmtree(self._part, ignore_errors=True)  # what a killed run has left
             self._part.mkdir()
         except OSError as error:
+            self.abort()
             raise VideoError(f"'{folder}' cannot be written: {error.strerror}") from error
 
     def prepare(self, picture: Tensor) -> Any:
@@ -166,21 +173,49 @@ class SequenceWriter:
         self.num_frames += 1
 
     def close(self) -> None:
-        """Gives the folder its name. Errors: VideoError if no frame was written."""
-        if not self._part.exists():
+        """Gives the folder its name; on return the pictures survive a power cut.
+
+        Errors: VideoError if no frame was written, or something else lies in the folder by now; the pictures are kept
+        then, under the name that the message tells.
+        """
+        if self._lock is None:
             return
         if not self.num_frames:
             self.abort()
             raise VideoError(f"'{self.path}' was given no frame; nothing is written")
-        folder = self.path.parent
-        if folder.exists():
-            folder.rmdir()
-        os.replace(self._part, folder)
+        try:
+            for picture in self._part.iterdir():
+                sync_file(picture)
+            sync_folder(self._part)
+        except OSError as error:
+            self.abort()
+            raise VideoError(f"'{self.path}' cannot be written: {error.strerror}") from error
+        self._give_name(self.path.parent)
+
+    def _give_name(self, folder: Path) -> None:
+        try:
+            if folder.exists():
+                folder.rmdir()
+            os.replace(self._part, folder)
+        except OSError as error:
+            raise VideoError(
+                f"'{folder}' cannot take the finished pictures ({error.strerror}), they are in '{self._part}': "
+                "move them to a place of their own, or empty the folder and rename it"
+            ) from error
+        finally:
+            self._release()
         sync_folder(folder.parent)
 
     def abort(self) -> None:
-        """Drops everything that was written."""
-        shutil.rmtree(self._part, ignore_errors=True)
+        """Drops everything that was written; harmless when already closed."""
+        if self._lock is not None:
+            shutil.rmtree(self._part, ignore_errors=True)
+            self._release()
+
+    def _release(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.remove()
 
     def __enter__(self) -> SequenceWriter:
         return self

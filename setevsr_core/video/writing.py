@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ..errors import InputError, SettingsError, VideoError, require
 from .audio import AudioCopy
+from .durable import sync_file, sync_folder
 from .formats import CODECS, CONTAINERS, THREADS, Codec, check_quality, codec_for, require_encoder
-from .journal import sync_folder
+from .locking import LockFile
 from .reading import VideoReader
 from .source import VideoSource, reason_of
 from .yuv import ColourTags, rgb_to_frame, tag_frame
@@ -36,7 +37,8 @@ class VideoWriter:
     """Writes frames of `size` (H, W) at an exact `frame_rate`; a context manager.
 
     Leaving the block normally (or `close()`) finishes the file and moves `<path>.part` to `path`; leaving it by an
-    exception (or `abort()`) removes what was written, so an existing file under `path` stays untouched.
+    exception (or `abort()`) removes what was written, so an existing file under `path` stays untouched. Until then a
+    second writer of the same `path` is refused.
 
     - `path`: .mp4, .m4v, .mov, .mkv or .webm. MKV keeps time stamps in milliseconds, the others the exact rate.
     - `codec`: a name of `formats.CODECS`; None is h264, and vp9 for .webm. `quality`: on the codec's own scale (for
@@ -75,11 +77,11 @@ class VideoWriter:
         self.size = size
         self.frame_rate = Fraction(frame_rate).limit_denominator(1_000_000)
         self.num_frames = 0
+        spec, quality = _check(self.path, self.frame_rate, size, codec, quality)
         self._time_base = time_base or 1 / self.frame_rate
         self._channels = 4 if alpha else 3
         self._last_tick = -1
         self._colour = colour or ColourTags.for_size(*size)
-        spec, quality = _check(self.path, self.frame_rate, size, codec, quality)
         if alpha and not spec.alpha:
             able = ", ".join(name for name, other in CODECS.items() if other.alpha)
             raise SettingsError(f"'{self.path}' cannot keep transparency with this codec; choose one of {able}")
@@ -87,10 +89,12 @@ class VideoWriter:
         if pixel_format == "auto" and "444" in self.pixel_format and "444" not in spec.even[0]:
             logger.info("'%s', %dx%d, is written as %s", self.path, size[1], size[0], self.pixel_format)
         self._part = self.path.with_name(self.path.name + ".part")
+        self._lock: LockFile | None = None
         self._container: Any = None
         self._audio: AudioCopy | None = None
         try:
             with self._errors("cannot be written"):
+                self._lock = LockFile(self._part.with_name(self._part.name + ".lock"))
                 if spec.encoder == "prores_ks" and "444" in self.pixel_format:
                     quality = max(quality, 4)  # the profiles below 4444 would drop chroma and transparency
                 self._open(spec, quality, Fraction(pixel_aspect), metadata or {}, audio_from)
@@ -183,8 +187,9 @@ class VideoWriter:
                     self._audio.close()
                 container, self._container = self._container, None
                 container.close()
-                _make_durable(self._part)
+                sync_file(self._part)
                 os.replace(self._part, self.path)
+                self._release()
                 sync_folder(self.path.parent)
         except BaseException:
             self.abort()
@@ -198,8 +203,15 @@ class VideoWriter:
         if container is not None:
             with suppress(Exception):  # the first error is the one to report
                 container.close()
-        with suppress(OSError):
-            self._part.unlink(missing_ok=True)
+        if self._lock is not None:
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
+            self._release()
+
+    def _release(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.remove()
 
     @contextmanager
     def _errors(self, problem: str):
@@ -224,11 +236,6 @@ class VideoWriter:
             self.close()
         else:
             self.abort()
-
-
-def _make_durable(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _check(
