@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from ..setevsr_core.errors import InputError, require
-from ..setevsr_core.video.audio import can_hold_sound
 from ..setevsr_core.video.reading import VideoReader
 from ..setevsr_core.video.writing import VideoWriter
 from ..setevsr_core.video_job import Footage, footage_of
@@ -23,16 +22,16 @@ AAC_FRAME = 1024
 
 
 def writer_for(footage: Footage, path: Path, size: tuple[int, int], quality: float) -> VideoWriter:
-    """A writer of `size` (H, W) with the rate, colours and sound of `footage`, for frames at a constant rate."""
+    """A writer of `size` (H, W) with the rate, clock, colours and sound of `footage`."""
     return VideoWriter(
-        fitting_path(footage, path), footage.frame_rate, size, quality=quality, depth=footage.depth, **footage.options
-    )
+        path, footage.frame_rate, size, quality=quality, depth=footage.depth, time_base=footage.time_base,
+        **footage.options,
+    )  # fmt: skip
 
 
 def fitting_path(footage: Footage, path: Path) -> Path:
-    """`path`, or the same name as MKV where MP4 cannot hold the sound: nothing is encoded again."""
-    source = footage.options.get("audio_from")
-    return path if source is None or can_hold_sound(path, source) else path.with_suffix(".mkv")
+    """`path`: a writer makes any sound fit."""
+    return path
 
 
 @contextmanager

@@ -1,25 +1,25 @@
-"""Sound and subtitles are copied packet by packet, never decoded: no loss, no dependence on codecs, and sync by time
-stamps. Chapters and the container's metadata come along.
+"""Sound and subtitles are copied packet by packet, without loss, in sync by their time stamps. Only a sound track that
+the output cannot hold is encoded again. Chapters and the container's metadata come along.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import VideoError, require
-from .formats import CONTAINERS
+from ..errors import VideoError
+from .formats import takes
+from .recoding import PREROLL, RecodedTrack, encoding_for, layout_of
 from .source import VideoSource, audio_streams, name_of, open_source, video_errors, video_stream
-
-if TYPE_CHECKING:
-    from .reading import VideoReader
 
 logger = logging.getLogger(__name__)
 
+
+INTERLEAVING = 10
+"""Seconds of a file beyond the end of a part in which packets from before it are still looked for: streams lie side by
+side, but not packet by packet, and one may simply have no more."""
 
 # What a muxer writes itself, or what is no longer true of the result.
 _OWN_METADATA = {
@@ -33,16 +33,6 @@ _OWN_METADATA = {
 }
 
 
-def can_hold_sound(path: Path, source: VideoSource | VideoReader) -> bool:
-    """True if a video called `path` can hold the sound of `source` as it is."""
-    av = require("av", "av", "writing a video")
-    opened: Any = getattr(source, "source", source)
-    with open_source(opened) as container:
-        names = {stream.codec_context.codec.canonical_name for stream in audio_streams(container)}
-    with av.open(io.BytesIO(), mode="w", format=CONTAINERS[path.suffix.lower()][0]) as output:
-        return names <= set(output.supported_codecs)
-
-
 class AudioCopy:
     """Feeds the packets of sound and subtitles of `source` into an output container, in step with the pictures.
 
@@ -50,47 +40,63 @@ class AudioCopy:
     first picture; None takes the start of the source's video stream. Without `trim` all packets are copied. With
     `trim` those that begin before `zero`, or after the end given to `finish`, are left out: the sound stays in sync
     to one clock tick of its stream, while its two ends are exact to one packet (AAC at 48 kHz: 21 ms).
-    Errors: VideoError when the output format cannot hold the source's codec.
+    Errors: VideoError when the output format can hold the source's sound neither as it is nor encoded again.
     """
 
     def __init__(self, source: VideoSource, output: Any, output_name: str, zero: Fraction | None, trim: bool) -> None:
         self._name = name_of(source)
+        self._output_name = output_name
         self._trim = trim
+        self._output = output
+        self._copies: dict[int, Any] = {}
+        self._recoded: dict[int, RecodedTrack] = {}
         self._container = open_source(source)
         try:
-            streams = audio_streams(self._container)
             self._zero = _video_start(self._container, self._name) if zero is None else zero
-            self._outputs = {stream.index: self._add(stream, output, output_name) for stream in streams}
-            texts = [
-                stream for stream in self._container.streams.subtitles if self._add_text(stream, output, output_name)
-            ]
+            streams = audio_streams(self._container)
+            for stream in streams:
+                self._add(stream)
+            streams += [stream for stream in self._container.streams.subtitles if self._add_text(stream)]
             self._copy_facts(output)
         except BaseException:
             self._container.close()
             raise
-        self._output = output
-        self._packets: Iterator[Any] = self._container.demux(*streams, *texts) if streams or texts else iter(())
+        self._packets: Iterator[Any] = self._container.demux(*streams) if streams else iter(())
         self._waiting: Any = None
 
-    def _add(self, stream: Any, output: Any, output_name: str) -> Any:
-        codec = stream.codec_context.name
-        if stream.codec_context.codec.canonical_name not in output.supported_codecs:
-            raise VideoError(f"'{output_name}' cannot hold the sound of '{self._name}' ({codec}); name it .mkv or .mov")
-        copy = output.add_stream_from_template(stream)
+    def _add(self, stream: Any) -> None:
+        """A track for the sound `stream`: its copy, or one that is encoded again."""
+        if self._holds(stream):
+            copy = self._copy(stream)
+            copy.codec_context.layout = layout_of(stream)  # MP4 wants to know which channels PCM has
+            return
+        codec = stream.codec_context.codec.canonical_name
+        encoding = encoding_for(stream, self._output.format.name)
+        if encoding is None:
+            raise VideoError(f"'{self._output_name}' cannot hold the sound of '{self._name}' ({codec}); name it .mkv")
+        logger.warning("'%s' cannot hold the sound of '%s' (%s) as it is; it is encoded again (%s)",
+                       self._output_name, self._name, codec, encoding.codec)  # fmt: skip
+        track = encoding(self._output)
+        track.metadata.update(stream.metadata)
+        self._recoded[stream.index] = RecodedTrack(stream, track, self._name, self._zero, self._trim)
+
+    def _add_text(self, stream: Any) -> bool:
+        """False, with a warning, for subtitles that the output cannot hold: pictures and sound are worth having."""
+        if stream.codec_context is not None and self._holds(stream):
+            self._copy(stream)
+            return True
+        kind = "unknown kind" if stream.codec_context is None else stream.codec_context.codec.canonical_name
+        logger.warning("'%s' cannot hold the subtitles of '%s' (%s), they are left out; .mkv holds most kinds",
+                       self._output_name, self._name, kind)  # fmt: skip
+        return False
+
+    def _holds(self, stream: Any) -> bool:
+        return takes(self._output.format.name, lambda output: output.add_stream_from_template(stream))
+
+    def _copy(self, stream: Any) -> Any:
+        copy = self._copies[stream.index] = self._output.add_stream_from_template(stream)
         copy.metadata.update(stream.metadata)
         return copy
-
-    def _add_text(self, stream: Any, output: Any, output_name: str) -> bool:
-        """False, with a warning, for subtitles that the output cannot hold: pictures and sound are worth having."""
-        name = "unknown kind" if stream.codec_context is None else stream.codec_context.codec.canonical_name
-        if stream.codec_context is None or name not in output.supported_codecs:
-            logger.warning("'%s' cannot hold the subtitles of '%s' (%s), they are left out; .mkv holds most kinds",
-                           output_name, self._name, name)  # fmt: skip
-            return False
-        copy = output.add_stream_from_template(stream)
-        copy.metadata.update(stream.metadata)
-        self._outputs[stream.index] = copy
-        return True
 
     def _copy_facts(self, output: Any) -> None:
         """Metadata that the output does not have yet, and, of a whole video, the chapters."""
@@ -112,10 +118,17 @@ class AudioCopy:
 
     def finish(self, end: Fraction) -> None:
         """Copies what is left: up to `end` (output seconds) with `trim`, else everything."""
-        while (packet := self._next()) is not None:
-            if self._trim and self._begin(packet) >= end:
+        going_on = {*self._copies, *self._recoded}
+        while going_on and (packet := self._next()) is not None:
+            begin = self._begin(packet)
+            if not self._trim or begin < end:
+                self._mux(packet)
+            elif begin < end + INTERLEAVING:
+                going_on.discard(packet.stream.index)
+            else:
                 break
-            self._mux(packet)
+        for track in self._recoded.values():
+            self._output.mux(list(track.finish()))
 
     def close(self) -> None:
         self._container.close()
@@ -128,20 +141,27 @@ class AudioCopy:
                 packet = next(self._packets, None)
             if packet is None:
                 return None
-            if packet.dts is None or (self._trim and self._begin(packet) < 0):
+            if packet.dts is None or (self._trim and self._begin(packet) < self._earliest(packet)):
                 packet = None
         return packet
+
+    def _earliest(self, packet: Any) -> Fraction:
+        """When the first packets of this stream begin that are of use to a part."""
+        return -PREROLL if packet.stream.index in self._recoded else Fraction(0)
 
     def _begin(self, packet: Any) -> Fraction:
         ticks = packet.pts if packet.pts is not None else packet.dts
         return ticks * Fraction(packet.time_base) - self._zero
 
     def _mux(self, packet: Any) -> None:
+        if (track := self._recoded.get(packet.stream.index)) is not None:
+            self._output.mux(list(track.take(packet)))
+            return
         shift = round(self._zero / Fraction(packet.time_base))
         packet.dts -= shift
         if packet.pts is not None:
             packet.pts -= shift
-        packet.stream = self._outputs[packet.stream.index]
+        packet.stream = self._copies[packet.stream.index]
         self._output.mux(packet)
 
 

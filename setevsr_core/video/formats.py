@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import MissingPackageError, SettingsError, VideoError, require
 
@@ -120,3 +122,18 @@ def require_encoder(name: str) -> None:
             f"this PyAV has no encoder '{CODECS[name].encoder}' for {name}; choose another codec, "
             "or install the 'av' wheels of PyPI with: pip install av"
         ) from error
+
+
+def takes(container: str, add: Callable[[Any], Any]) -> bool:
+    """True if a file of the kind `container` (FFmpeg's name) can begin with the stream that `add(output)` adds to it.
+
+    The muxer is asked by a trial: its list of codecs does not tell what needs more than the right codec.
+    """
+    av = require("av", "av", "writing a video")
+    try:
+        with av.open(io.BytesIO(), mode="w", format=container) as output:
+            add(output)
+            output.start_encoding()
+    except (av.error.FFmpegError, ValueError):
+        return False
+    return True
