@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,16 +23,20 @@ from setevsr_core.cli import main
 from setevsr_core.errors import SettingsError
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
+from setevsr_core.restorer import Restorer
 from setevsr_core.sampling.loop import denoise
 from setevsr_core.sampling.noise import START, frames_noise
 from setevsr_core.sampling.schedules import linspace_timesteps
+from setevsr_core.training.activations import checkpoint_blocks
+from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.estimate import estimate_memory, step_flops
 from setevsr_core.training.losses import flow_consistency, temporal_difference, warp
 from setevsr_core.training.options import merged_options, train_settings
-from setevsr_core.training.rollout_stages import rollout
+from setevsr_core.training.processes import Processes
+from setevsr_core.training.rollout_stages import TurboStage, rollout
 from setevsr_core.training.train_command import FLAGS, NUMBERS, STAGES
-from setevsr_core.training.trainer import Batch, Stage, TrainSettings
-from setevsr_core.training.vae_stages import random_windows
+from setevsr_core.training.trainer import Batch, Stage, Trainer, TrainSettings
+from setevsr_core.training.vae_stages import Adversary, PixelLoss, random_windows
 
 from .training_helpers import TINY_DENOISER, TINY_VAE, write_networks, write_pack
 
@@ -158,6 +163,29 @@ def test_turbo_at_the_teachers_own_steps_has_nothing_to_learn(packed: Path, netw
     assert float(row["latent"]) == 0
 
 
+def test_a_decoder_does_not_learn_along_without_pictures(
+    packed: Path, networks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments("turbo", packed, networks, tmp_path / "run", "--with-decoder", "--no-pixels")) != 0
+    assert "give --pixels" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_discriminator_learns_in_single_precision() -> None:
+    """Nothing scales its gradients, which half precision would lose."""
+    torch.manual_seed(0)
+    adversary = Adversary(0.1, 0, 1e-3, "cpu")
+    types = []
+    adversary.network.layers[0].register_forward_hook(lambda *call: types.append(call[2].dtype))
+    pictures = torch.rand(2, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        adversary.loss(pictures)
+        adversary.active = True
+        adversary.loss(pictures)
+        adversary.learn(pictures.bfloat16(), pictures, 0, Processes("cpu"))
+    assert types == [torch.bfloat16, torch.float32, torch.float32]
+
+
 def test_rollout_is_the_sampling_loop(networks: Path) -> None:
     denoiser = checkpoints.load_denoiser(networks / "denoiser.safetensors")
     latents, seed = torch.randn(3, 4, 8, 8), 5
@@ -183,29 +211,91 @@ def test_an_interrupted_run_ends_with_the_same_bits(packed: Path, networks: Path
     assert not changed(whole, resumed)
 
 
+CLOCKS = """
+import os, sys, time, types
+from setevsr_core.cli import main
+from setevsr_core.training import trainer
+
+rate = 10 ** (9 * int(os.environ["RANK"]))
+trainer.time = types.SimpleNamespace(monotonic=lambda: rate * time.monotonic())
+sys.exit(main(sys.argv[1:]))
+"""
+"""The training command in a process whose clock runs away, unless it is the first one."""
+
+
 def test_two_processes_learn_what_one_learns_from_twice_the_batches(
     packed: Path, networks: Path, tmp_path: Path
 ) -> None:
+    """They go by the first one's clock: by its own, the second would stop after its first step."""
     pytest.importorskip("accelerate")  # torchrun starts them on a CPU; `accelerate launch` does on GPUs
     whole = train("stage1", packed, networks, tmp_path / "one", "--accumulate", "2", steps=2)
+    (tmp_path / "clocks.py").write_text(CLOCKS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               "-m", "setevsr_core.cli",
-               *arguments("stage1", packed, networks, tmp_path / "two", "--device", "cpu", steps=2)]
+               str(tmp_path / "clocks.py"),
+               *arguments("stage1", packed, networks, tmp_path / "two", "--device", "cpu", "--minutes", "1000",
+                          steps=2)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=300,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."})
     assert done.returncode == 0, done.stderr[-3000:]
     halves = load_file(tmp_path / "two" / "denoiser.safetensors")
     start = load_file(networks / "denoiser.safetensors")
     moved = sum(float((whole[key] - start[key]).square().sum()) for key in whole)
     apart = sum(float((whole[key] - halves[key]).square().sum()) for key in whole)
     assert apart < 1e-2 * moved  # Adam turns the last bits of near-zero gradients into whole steps
-    assert json.loads((tmp_path / "two" / "record.json").read_text())["processes"] == 2
+    record = json.loads((tmp_path / "two" / "record.json").read_text())
+    assert record["processes"] == 2 and record["steps"] == 2
+
+
+class Follower(Processes):
+    """The second of two processes, told what the first one says."""
+
+    def __init__(self, first: float) -> None:
+        super().__init__("cpu")
+        self.count, self.rank, self.first = 2, 1, first
+
+    def from_first(self, value: float) -> float:
+        return self.first
+
+    def average(self, parameters: object) -> None:
+        pass
+
+
+def test_a_process_without_the_shared_folder_is_told_so(packed: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(steps=9, batch=1, crop=64, frames=1, learning_rate=1e-3, precision="fp32", device="cpu")
+    stage = Squared(torch.nn.Linear(64, 8))
+    trainer = Trainer(stage, PackedDataset(packed), settings, tmp_path, lambda *_: None, Follower(first=5))
+    with pytest.raises(SettingsError, match="folder that all machines share"):
+        trainer.run()
 
 
 def test_checkpointing_changes_memory_and_not_the_result(packed: Path, networks: Path, tmp_path: Path) -> None:
     plain = train("turbo", packed, networks, tmp_path / "plain", steps=1)
     again = train("turbo", packed, networks, tmp_path / "again", "--checkpointing", steps=1)
     assert all(torch.allclose(plain[key], again[key], atol=1e-6) for key in plain)
+
+
+def test_checkpointing_computes_all_blocks_twice_and_none_more_often(networks: Path) -> None:
+    """What the loss passes through: the parts over time, and the frozen decoder behind the denoiser."""
+    denoiser = checkpoints.load_denoiser(networks / "denoiser.safetensors", dtype=torch.float32)
+    vae = checkpoints.load_temporal_vae(networks / "vae.safetensors", dtype=torch.float32)
+    stage = TurboStage(vae, denoiser, None, PixelLoss(None, 0, 1), steps=(1,))
+    for network in stage.gradient_path():
+        checkpoint_blocks(network)
+        assert checkpoint_blocks(network) == 0
+    calls: Counter[str] = Counter()
+    watched = [*denoiser.named_modules(prefix="denoiser"), *vae.decoder.named_modules(prefix="decoder")]
+    for name, module in watched:
+        if not list(module.children()):  # before it runs: the second pass stops within the last layer
+            module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+    hr = torch.rand(3, 3, 64, 64)
+    batch = Batch(torch.nn.functional.avg_pool2d(hr, 4), hr, 3, torch.Generator().manual_seed(0))
+    torch.stack(list(stage.losses(batch).values())).sum().backward()
+    assert max(calls.values()) == 2
+    inside = ("temporal_transformer.", "temporal_spatial.", ".transformer_blocks.0.ff.", "decoder.up_blocks.",
+              "decoder.mid_block.", "decoder.fusion_layer")
+    for part in inside:
+        found = {name: count for name, count in calls.items() if part in name and "upsamplers" not in name}
+        assert found and set(found.values()) == {2}, part
 
 
 def test_estimate_prints_memory_and_trains_nothing(
@@ -230,12 +320,17 @@ def test_estimated_activations_are_those_of_a_real_step(networks: Path) -> None:
     assert estimate.learning == 4 * 4 * (64 * 64 + 64 + 64 * 8 + 8)
 
 
-def test_estimate_needs_no_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_estimate_needs_no_files_and_no_folder(
+    packed: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Networks that are not given are counted at the size's defaults, and hold no data meanwhile."""
     with caplog.at_level(logging.INFO):
-        assert main(["train", "decoder", "--out", str(tmp_path / "run"), "--estimate", "--device", "cpu"]) == 0
+        assert main(["train", "decoder", "--estimate", "--device", "cpu"]) == 0
     found = re.search(r"about .*weights ([0-9.]+), gradients, Adam, averages ([0-9.]+)", caplog.text)
     assert found and float(found[1]) > 0 and float(found[2]) > 0
+    for command in (["train", "vae", "--data", str(packed)], ["train", "preset", "--estimate"]):
+        assert main(command) != 0
+        assert "training needs --out" in capsys.readouterr().err
 
 
 def test_counted_operations_are_those_of_the_layers(networks: Path) -> None:
@@ -337,3 +432,21 @@ def test_a_preset_is_gathered_and_two_trainings_of_its_vae_are_mixed(networks: P
     assert main(["train", "preset", "--out", str(again), "--vae", str(unfolded), "--descreen"]) != 0
     for file, share in ((mixed, "2"), (mixed, "much"), (str(networks / "denoiser.safetensors"), "0.5")):
         assert main([*gather, "--mix-vae", file, share]) != 0
+
+
+def test_a_gathered_preset_restores_by_its_folder(networks: Path, tmp_path: Path) -> None:
+    """It takes over the restore settings of a preset among what it was made of, and keeps those it has."""
+    def gather(out: Path, source: Path) -> None:
+        files = [f"--{kind}={source / name}.safetensors" for kind, name in (("vae", "vae"), ("denoiser", "denoiser"))]
+        assert main(["train", "preset", "--out", str(out), *files]) == 0
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    gather(first, networks)
+    assert json.loads((first / "config.json").read_text()) == {"name": "first", "defaults": {}}
+    assert Restorer.from_preset(str(first)).defaults == {}
+    (first / "config.json").write_text('{"name": "first", "defaults": {"steps": 3}}')
+    gather(second, first)
+    assert Restorer.from_preset(str(second)).settings(scale=4).steps == 3
+    (second / "config.json").write_text('{"name": "mine", "defaults": {"steps": 5}}')
+    gather(second, first)
+    assert json.loads((second / "config.json").read_text()) == {"name": "mine", "defaults": {"steps": 5}}

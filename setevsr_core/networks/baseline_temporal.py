@@ -14,8 +14,11 @@ from .layers import SelfAttention
 
 
 def mix(update: Tensor, x: Tensor, alpha: Tensor) -> Tensor:
-    """alpha * update + (1 - alpha) * x; alpha is a raw parameter and is cast to x at use."""
-    return torch.lerp(x, update, alpha.to(device=x.device, dtype=x.dtype))
+    """alpha * update + (1 - alpha) * x in the type of x, to which both others are cast; alpha is a raw parameter.
+
+    Under CUDA's autocast norms, and so x, come in fp32, and what a layer makes of it in half precision.
+    """
+    return torch.lerp(x, update.to(x.dtype), alpha.to(device=x.device, dtype=x.dtype))
 
 
 class TemporalConv(nn.Module):

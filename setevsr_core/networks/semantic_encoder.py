@@ -83,15 +83,15 @@ class SemanticEncoder(nn.Module):
 
     The embedding is the raw neck output of stride 16: no memory, no no-memory offset. Parameter names are those of
     SAM 2's checkpoints (`image_encoder.trunk.*`, `image_encoder.neck.*`).
+    device: None is the CPU, where it is constructed in any case: the same seed gives the same weights everywhere.
     """
 
     def __init__(self, config: SemanticEncoderConfig, *, dtype: torch.dtype | None = None, device: Any = None):
         super().__init__()
         self.config = config
-        with torch.device(device if device is not None else "cpu"):
+        with torch.device("cpu"):  # Hiera computes with numbers while it is constructed, which not every device has
             self.image_encoder = _build_sam2_encoder(config)
-        if dtype is not None:
-            self.to(dtype)
+        self.to(device=device, dtype=dtype)
         self.dtype = dtype or torch.get_default_dtype()
 
     def get_dtype(self) -> torch.dtype:

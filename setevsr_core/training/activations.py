@@ -9,10 +9,14 @@ from torch.utils.checkpoint import checkpoint
 
 from ..networks.residual import ResidualBlock
 from ..networks.spatial_transformer import AttentionSite
+from ..networks.temporal_spatial import TemporalSpatialAwareness
+from ..networks.temporal_transformer import TemporalTransformer
 from ..networks.temporal_vae import DecoderLevel, EncoderLevel, Fusion, MidBlock
 
-BLOCKS = (ResidualBlock, AttentionSite, EncoderLevel, DecoderLevel, Fusion, MidBlock)
-"""What is forgotten as a whole: inputs of these are kept, all inside is computed twice."""
+BLOCKS = (ResidualBlock, AttentionSite, TemporalTransformer, TemporalSpatialAwareness, EncoderLevel, DecoderLevel,
+          Fusion, MidBlock)
+"""What is forgotten as a whole: inputs of these are kept, all inside is computed twice. None runs inside another: the
+parts over time belong to an attention site, but not to its `forward`."""
 
 
 def checkpoint_blocks(network: nn.Module) -> int:

@@ -53,10 +53,10 @@ def build_weightless(options: argparse.Namespace, device: torch.device) -> Stage
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     options = argparse.Namespace(**{**vars(options), **dict.fromkeys(LOADERS), "text": None})
-    with device:
-        encoder = _semantic(options, device)  # made of numbers: Hiera computes with them while it is constructed
+    # Made of numbers on the CPU, since Hiera computes with them while it is constructed; then faked on the device.
+    encoder = _semantic(options, torch.device("cpu"))
     with mode, device:  # fake tensors cannot change places inside a module: all are made on the device
-        options.semantic = encoder._apply(mode.from_tensor)
+        options.semantic = encoder._apply(lambda tensor: mode.from_tensor(tensor).to(device))
         options.vae = _vae(options, device)
         if options.stage in ("decoder", "turbo"):
             options.denoiser = _denoiser(options, device)
@@ -65,10 +65,10 @@ def build_weightless(options: argparse.Namespace, device: torch.device) -> Stage
 
 def _build(options: argparse.Namespace, device: torch.device) -> Stage:
     if options.stage == "vae":
-        return VAEStage(_vae(options, device), _pixel_loss(options), _adversary(options, device),
+        return VAEStage(_vae(options, device), _pixel_loss(options, device), _adversary(options, device),
                         lr_share=options.lr_share)
     if options.stage == "semantic":
-        return SemanticStage(_semantic(options, device), VGGTeacher(options.vgg))
+        return SemanticStage(_semantic(options, device), VGGTeacher(options.vgg, device))
     path = _needed(options, "vae")
     adds = options.stage == "decoder" and isinstance(path, Path)
     vae = _with_new_layers(path, options.refine, device) if adds else load("vae", path, device)
@@ -103,7 +103,7 @@ def _semantic(options: argparse.Namespace, device: torch.device) -> SemanticEnco
     if options.semantic:
         return load("semantic", options.semantic, device)
     config = SemanticEncoderConfig.nano() if options.size == "nano" else SemanticEncoderConfig.sam2("tiny")
-    return SemanticEncoder(config)
+    return SemanticEncoder(config, device=device)
 
 
 def _denoiser(options: argparse.Namespace, device: torch.device) -> Denoiser:
@@ -177,7 +177,7 @@ def _rollout_stage(options: argparse.Namespace, vae: TemporalVAE, encoder: Seman
                    device: torch.device) -> Stage:
     path = _needed(options, "denoiser")
     denoiser = _with_text(load("denoiser", path, device), options)
-    losses = (_pixel_loss(options), _adversary(options, device))
+    losses = (_pixel_loss(options, device), _adversary(options, device))
     common: dict[str, Any] = {"strength": options.strength, "steps": tuple(options.rollout_steps),
                               "lr_share": options.lr_share, "everything": options.everything}
     if options.stage == "decoder":
@@ -188,8 +188,8 @@ def _rollout_stage(options: argparse.Namespace, vae: TemporalVAE, encoder: Seman
                       **common)
 
 
-def _pixel_loss(options: argparse.Namespace) -> PixelLoss:
-    perceptual = PerceptualLoss(options.vgg) if options.lpips_weight else None
+def _pixel_loss(options: argparse.Namespace, device: torch.device) -> PixelLoss:
+    perceptual = PerceptualLoss(options.vgg, device) if options.lpips_weight else None
     return PixelLoss(perceptual, options.lpips_weight, options.lpips_images, options.lpips_patch,
                      options.l1_weight)
 

@@ -14,7 +14,7 @@ from ..networks.denoiser import Denoiser
 from ..networks.semantic_encoder import IMAGENET_MEAN, IMAGENET_STD, SemanticEncoder
 from ..networks.temporal_vae import TemporalVAE
 from ..sampling.schedules import NUM_TRAIN_TIMESTEPS, abar
-from .trainer import Batch, Stage
+from .trainer import Batch, Stage, learn_alone
 from .vae_stages import enlarge
 
 NEW_IN_STAGE_2 = ("temporal_transformer.", "temporal_spatial.")
@@ -38,9 +38,7 @@ class DenoiserStage(Stage):
         self.networks: dict[str, nn.Module] = {"denoiser": denoiser}
         vae.requires_grad_(False)
         self._alphas = torch.tensor([abar(t) for t in range(NUM_TRAIN_TIMESTEPS)])
-        chosen = {id(p) for p in self.parameters()}
-        for parameter in denoiser.parameters():
-            parameter.requires_grad_(id(parameter) in chosen)
+        learn_alone(denoiser, self.parameters())
 
     def parameters(self) -> list[nn.Parameter]:
         def learns(name: str) -> bool:
@@ -100,13 +98,16 @@ class DenoiserStage(Stage):
 
 
 class VGGTeacher(nn.Module):
-    """Deep features of clean frames: VGG16 up to relu4_3, 512 channels at an eighth of the size, each of norm 1."""
+    """Deep features of clean frames: VGG16 up to relu4_3, 512 channels at an eighth of the size, each of norm 1.
 
-    def __init__(self, weights: Path | None):
+    weights: as of `losses.PerceptualLoss`. device: where the frames will be.
+    """
+
+    def __init__(self, weights: Path | None, device: torch.device | str = "cpu"):
         super().__init__()
         from .losses import vgg_metric
 
-        self.net = vgg_metric(weights, "the semantic stage's teacher").net.requires_grad_(False)
+        self.net = vgg_metric(weights, "the semantic stage's teacher", device).net.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, H, W) in -1..1 -> (N, 512, H/8, W/8)."""

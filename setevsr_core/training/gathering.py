@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..checkpoints import save_native
+from ..checkpoints.presets import preset_config
 from ..errors import SettingsError
 from ..networks.temporal_vae import VAEConfig
 from .building import load
@@ -25,7 +26,8 @@ def gather_preset(
 ) -> None:
     """Write the given networks in fp16 to `out`, with the records of the folders they lie in and of further `runs`.
 
-    A preset among the folders hands on the records of what it was made of.
+    A preset among the folders hands on the records of what it was made of and, where `out` has no `config.json`, its
+    restore settings (of several the first one's, in the order of networks and runs).
     mixed: a second VAE and its share, for network interpolation (ESRGAN, section 3.4): between weights from before and
     after a stage that adds texture lies a network with less of its artefacts.
     descreen, sharpen: what the VAE does with what it decodes (`VAEConfig`); None leaves it as it is.
@@ -45,7 +47,8 @@ def gather_preset(
             record["ending"] = {"vae": f"{path.parent.name}/{path.name}", "descreen": config.descreen,
                                 "sharpen": config.sharpen}
         save_native(network, out / f"{FILE_NAMES[kind]}.safetensors", dtype=torch.float16)
-    for folder in sorted({*runs, *(path.parent for path in given.values())}):
+    folders = [*(path.parent for path in given.values()), *runs]
+    for folder in sorted({*folders}):
         if (folder / "record.json").is_file():
             record[folder.name] = json.loads((folder / "record.json").read_text())
             (out / f"curve_{folder.name}.csv").write_text((folder / "log.csv").read_text())
@@ -54,6 +57,11 @@ def gather_preset(
             for curve in folder.glob("curve_*.csv"):
                 (out / curve.name).write_text(curve.read_text())
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    if not (out / "config.json").is_file():
+        presets = [preset_config(folder) for folder in folders if (folder / "config.json").is_file()]
+        defaults = presets[0].get("defaults", {}) if presets else {}
+        config = {"name": out.resolve().name, "defaults": defaults}
+        (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
 
 
 def ended(config: VAEConfig, changes: Mapping[str, Any]) -> VAEConfig:

@@ -19,12 +19,12 @@ class PerceptualLoss(nn.Module):
 
     weights: safetensors with VGG16's convolutions (`<torchvision index>.weight|bias`). Without it, `lpips` fetches
     torchvision's own (but nothing where fake tensors only count memory). Only VGG is offered: LPIPS on AlexNet is
-    what results are measured with.
+    what results are measured with. device: where the pictures will be.
     """
 
-    def __init__(self, weights: Path | None):
+    def __init__(self, weights: Path | None, device: torch.device | str = "cpu"):
         super().__init__()
-        self.metric = vgg_metric(weights, "the perceptual loss")
+        self.metric = vgg_metric(weights, "the perceptual loss", device)
         # Channels last is the faster layout of its many plain convolutions, on CPUs and GPUs alike.
         if detect_fake_mode() is None:  # fake tensors cannot change places inside a module
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -35,13 +35,15 @@ class PerceptualLoss(nn.Module):
         return self.metric(prediction, target).mean()
 
 
-def vgg_metric(weights: Path | None, purpose: str) -> Any:
-    """The package's LPIPS module on VGG16, its convolutions from `weights` or from torchvision."""
+def vgg_metric(weights: Path | None, purpose: str, device: torch.device | str = "cpu") -> Any:
+    """The package's LPIPS module on VGG16, on `device`, its convolutions from `weights` or from torchvision."""
     lpips = require("lpips", purpose=purpose)
     counting = detect_fake_mode() is not None
-    with warnings.catch_warnings():  # the package uses an argument that torchvision has renamed
+    # The package uses an argument that torchvision has renamed.
+    with warnings.catch_warnings(), torch.device(device):
         warnings.simplefilter("ignore", UserWarning)
         metric = lpips.LPIPS(net="vgg", pnet_rand=counting or weights is not None, verbose=False)
+    metric.scaling_layer.to(device)  # its constants come from the old torch.Tensor(), which knows no device context
     if weights is not None and not counting:
         load_backbone(metric.net, weights)
     return metric

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import torch
 from torch import Tensor
 
 from ..errors import SettingsError, require
+
+PATIENCE = timedelta(days=1)
+"""How long processes wait for one another: the first may pack all the material meanwhile."""
 
 
 class Processes:
@@ -28,7 +32,7 @@ class Processes:
             if device not in ("auto", "cpu"):
                 raise SettingsError(f"device is {device}; with several processes each takes its own: leave it out")
             accelerate = require("accelerate", purpose="training in several processes")
-            self._state = accelerate.PartialState(cpu=device == "cpu")
+            self._state = accelerate.PartialState(cpu=device == "cpu", timeout=PATIENCE)
             self.rank, self.device = self._state.process_index, self._state.device
         else:
             self.rank, self.device = 0, _device(device)
@@ -50,6 +54,14 @@ class Processes:
         means = flat.div_(self.count).split([g.numel() for g in gradients])
         for parameter, gradient in zip(chosen, means, strict=True):
             parameter.grad = gradient.view_as(parameter)
+
+    def from_first(self, value: float) -> float:
+        """The first process's value, in every process; all have to call it."""
+        if self.count == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.broadcast(shared, src=0)
+        return float(shared)
 
     def wait(self) -> None:
         """Return when all processes have come here."""

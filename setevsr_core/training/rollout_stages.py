@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoints.vae import is_added
+from ..errors import SettingsError
 from ..networks.denoiser import Denoiser
 from ..networks.semantic_encoder import SemanticEncoder
 from ..networks.temporal_vae import TemporalVAE
 from ..sampling import schedules
 from .losses import flow_consistency, temporal_difference
-from .trainer import Batch
+from .trainer import Batch, learn_alone
 from .vae_stages import Adversary, PictureStage, PixelLoss, enlarge
 
 
@@ -49,7 +50,6 @@ class RolloutStage(PictureStage):
         self.denoiser, self.encoder = denoiser, encoder
         self.lr_share, self.runs = lr_share, [schedules.linspace_timesteps(n, strength) for n in steps]
         self.difference_weight, self.flow_weight = difference_weight, flow_weight
-        vae.encoder.requires_grad_(False)
 
     @torch.no_grad()
     def conditions(self, batch: Batch) -> tuple[Tensor, list[Tensor], Tensor | None]:
@@ -105,6 +105,7 @@ class DecoderStage(RolloutStage):
                          steps=steps)
         self.everything = everything
         denoiser.requires_grad_(False)
+        learn_alone(vae, self.parameters())
 
     def parameters(self) -> list[nn.Parameter]:
         return decoder_parameters(self.vae, self.everything)
@@ -124,6 +125,7 @@ class TurboStage(RolloutStage):
     `teacher` arrives from the same noise in so many steps. With `pixels` the decoded pictures count too; with
     `with_decoder` the decoder learns along, on a share of LR latents as in the stage `decoder`. Step counts and names
     of the network stay the same, so a preset gains a fast mode by its settings alone.
+    Errors: SettingsError for a decoder that would learn without pictures.
     """
 
     name = "turbo"
@@ -132,6 +134,9 @@ class TurboStage(RolloutStage):
                  adversary: Adversary | None = None, *, strength: float = 1.0, steps: tuple[int, ...] = (4,),
                  lr_share: float = 0.25, latent_weight: float = 1.0, pixels: bool = True, with_decoder: bool = False,
                  everything: bool = False, teacher: Denoiser | None = None, teacher_steps: int = 0):
+        if with_decoder and not pixels:
+            raise SettingsError("the decoder cannot learn along from latents alone: give --pixels beside "
+                                "--with-decoder, or leave --with-decoder out")
         super().__init__(vae, denoiser, encoder, pixel_loss, adversary, lr_share=lr_share, strength=strength,
                          steps=steps)
         self.latent_weight, self.pixels, self.with_decoder, self.everything = (
@@ -139,9 +144,7 @@ class TurboStage(RolloutStage):
         )
         self.teacher = None if teacher is None else teacher.requires_grad_(False)
         self.teacher_run = schedules.linspace_timesteps(teacher_steps, strength) if teacher is not None else ()
-        vae.requires_grad_(False)
-        for parameter in decoder_parameters(vae, everything) if with_decoder else []:
-            parameter.requires_grad_(True)
+        learn_alone(vae, decoder_parameters(vae, everything) if with_decoder else [])
         denoiser.requires_grad_(True)
         self.networks: dict[str, nn.Module] = {"denoiser": denoiser}
         if with_decoder:
@@ -150,6 +153,9 @@ class TurboStage(RolloutStage):
     def parameters(self) -> list[nn.Parameter]:
         decoder = decoder_parameters(self.vae, self.everything) if self.with_decoder else []
         return [*self.denoiser.parameters(), *decoder]
+
+    def gradient_path(self) -> list[nn.Module]:
+        return [*super().gradient_path(), *([self.vae.decoder] if self.pixels and not self.with_decoder else [])]
 
     @torch.no_grad()
     def _target(self, batch: Batch, lr_latents: Tensor, noise: Tensor, semantics: Tensor | None) -> Tensor:

@@ -75,7 +75,7 @@ def add_parser(subparsers: Any) -> None:
                         help="folder(s) with videos or photographs, or one packed folder")
     parser.add_argument("--segments", type=int, default=2000, help="how many degraded segments to prepare from --data")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare them")
-    parser.add_argument("--out", type=Path, required=True, help="run folder; an interrupted run there is resumed")
+    parser.add_argument("--out", type=Path, default=None, help="run folder; an interrupted run there is resumed")
     parser.add_argument("--size", choices=["nano", "sd21"], default="nano", help="defaults, and the network's size "
                         "where none is given")
     parser.add_argument("--config", type=Path, default=None, help="JSON file with options, such as {\"steps\": 1000}")
@@ -108,8 +108,15 @@ def mix_of(path: str, share: str) -> tuple[Path, float]:
         raise SettingsError(f"--mix-vae takes a file and a share between 0 and 1, not '{share}'") from None
 
 
+def _require_out(args: argparse.Namespace) -> None:
+    if args.out is None:
+        raise SettingsError("training needs --out: the folder of the run, or of the preset")
+
+
 def run(args: argparse.Namespace) -> int:
     logging.getLogger("setevsr_core").setLevel(logging.INFO)  # curves are what this command is watched for
+    if args.stage == "preset" or not args.estimate:
+        _require_out(args)
     if args.stage == "preset":
         from .gathering import gather_preset
 

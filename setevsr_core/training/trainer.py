@@ -6,7 +6,7 @@ import csv
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -115,6 +115,10 @@ class Stage(ABC):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalars whose sum is minimised."""
 
+    def gradient_path(self) -> list[nn.Module]:
+        """The networks that a gradient passes, learning or frozen: those whose activations are kept."""
+        return list(self.networks.values())
+
     def after_step(self, batch: Batch, step: int) -> dict[str, float]:
         """For what has an optimiser of its own (a discriminator); returns values for the curves."""
         return {}
@@ -136,10 +140,18 @@ class Stage(ABC):
         assert not state, "a stage with a state of its own takes it back itself"
 
 
+def learn_alone(network: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Freeze all of `network` but these of its parameters: no gradient is computed that no optimiser takes."""
+    network.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+
+
 class Trainer:
     """Runs a stage in a folder: `state.pt` to resume, `log.csv` with the curves, `samples/*.jpg`, and its networks.
 
-    With several `processes` each holds the whole stage (built with the same seed), and the first writes the folder.
+    With several `processes` each holds the whole stage (built with the same seed), and the first writes the folder. All
+    read `state.pt` and go by the first one's clock, so that they stop, and lower the learning rate, at the same step.
     """
 
     def __init__(self, stage: Stage, data: PackedDataset, settings: TrainSettings, folder: Path,
@@ -152,7 +164,7 @@ class Trainer:
         self.options = {**(options or asdict(settings)), "precision": settings.precision}  # for the record
         warn_of_emulation(self.device, settings.autocast_dtype)
         if settings.checkpointing:
-            for network in stage.networks.values():
+            for network in stage.gradient_path():
                 checkpoint_blocks(network)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.parameters = stage.parameters()
@@ -164,13 +176,19 @@ class Trainer:
         self.seconds = 0.0
 
     def run(self) -> dict[str, Any]:
-        """Train to the end (or to the time limit) and write the averaged networks; returns the training record."""
+        """Train to the end (or to the time limit) and write the averaged networks; returns the training record.
+
+        Errors: SettingsError where a process finds another state than the first one in the folder.
+        """
         self._resume()
+        if self.processes.from_first(self.step) != self.step:
+            raise SettingsError(f"the processes of this training do not see the same {self.folder}: give --out on a "
+                                "folder that all machines share")
         started = time.monotonic() - self.seconds
         while self.step < self.settings.steps and self.seconds < self.settings.minutes * 60:
             values = self._optimise()
             self.step += 1
-            self.seconds = time.monotonic() - started
+            self.seconds = self.processes.from_first(time.monotonic() - started)
             if self.step % self.settings.log_every == 0:
                 self._log(values)
             if self.step % self.settings.save_every == 0:

@@ -14,10 +14,11 @@ from .losses import (
     PatchDiscriminator,
     PerceptualLoss,
     hinge_discriminator,
+    is_fake,
     kl_to_standard_normal,
 )
 from .processes import Processes
-from .trainer import Batch, Stage
+from .trainer import Batch, Stage, learn_alone
 
 
 def enlarge(lr: Tensor, hr: Tensor) -> Tensor:
@@ -47,13 +48,18 @@ class PixelLoss:
 
 
 def random_windows(prediction: Tensor, target: Tensor, side: int, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The same random window of `side` pixels of each prediction and target (N, 3, H, W); 0 or too large: all of it."""
+    """The same random window of `side` pixels of each prediction and target (N, 3, H, W); 0 or too large: all of it.
+
+    Fake tensors draw no places: they show the upper left window, which takes the same memory.
+    """
     height, width = prediction.shape[-2:]
     if not 0 < side < min(height, width):
         return prediction, target
-    places = (batch.rand(len(prediction), 2).cpu() * torch.tensor([height - side + 1, width - side + 1])).long()
+    drawn = batch.rand(len(prediction), 2).cpu()
+    room = torch.tensor([height - side + 1, width - side + 1])
+    places = [[0, 0]] * len(prediction) if is_fake(drawn) else (drawn * room).long().tolist()
     return tuple(  # type: ignore[return-value]
-        torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(pictures, places.tolist(), strict=True)])
+        torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(pictures, places, strict=True)])
         for pictures in (prediction, target)
     )
 
@@ -73,11 +79,17 @@ class Adversary:
             return prediction.new_zeros(())
         return -self.weight * self.network(prediction).mean()
 
+    def judge(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """What the discriminator pays, in fp32 whatever autocast says: its gradients go without loss scaling."""
+        with torch.autocast(prediction.device.type, enabled=False):
+            return hinge_discriminator(self.network(target.float()), self.network(prediction.detach().float()))
+
     def learn(self, prediction: Tensor, target: Tensor, step: int, processes: Processes) -> dict[str, float]:
+        """One step of the discriminator on pictures (N, 3, H, W); returns its loss for the curves."""
         self.active = step >= self.start
         if step < self.start - 100:  # it warms up before its word counts
             return {"discriminator": 0.0}
-        loss = hinge_discriminator(self.network(target), self.network(prediction.detach()))
+        loss = self.judge(prediction, target)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         processes.average(self.network.parameters())
@@ -136,6 +148,7 @@ class VAEStage(PictureStage):
                  kl_weight: float = 1e-4, lr_share: float = 0.35, plain_share: float = 0.15):
         super().__init__(vae, pixel_loss, adversary)
         self.kl_weight, self.lr_share, self.plain_share = kl_weight, lr_share, plain_share
+        learn_alone(vae, self.parameters())
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for name, p in self.vae.named_parameters() if "temporal" not in name]
