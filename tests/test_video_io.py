@@ -254,10 +254,12 @@ def test_damage_inside_a_file_is_named(tmp_path: Path) -> None:
         read(path)
 
 
-def test_an_uneven_frame_rate_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "a.mkv"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=24)
+def test_sound_beside_uneven_frames_is_warned_of_where_it_drifts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "a.mkv"
+    with av.open(str(source), "w") as container:
+        stream, sound = container.add_stream("libx264", rate=24), container.add_stream("aac", rate=48000, layout="mono")
         stream.height, stream.width = 48, 64
         stream.codec_context.time_base = Fraction(1, 1000)
         for time in (0, 40, 80, 120, 1000, 2000, 3000):
@@ -265,9 +267,20 @@ def test_an_uneven_frame_rate_is_reported_once(tmp_path: Path, caplog: pytest.Lo
             frame.pts, frame.time_base = time, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with caplog.at_level(logging.WARNING, "setevsr_core"):
-        assert len(read(path)) == 7
-    assert [record.message for record in caplog.records if "constant frame rate" in record.message].__len__() == 1
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 48000), np.float32), format="fltp", layout="mono")
+        silence.sample_rate, silence.pts = 48000, 0
+        container.mux([*sound.encode(silence), *sound.encode(None)])
+    warned = {}
+    for name in ("own times", "constant rate"):
+        caplog.clear()
+        with VideoReader(source) as reader, caplog.at_level(logging.WARNING, "setevsr_core"):
+            tick = reader.time_base if name == "own times" else None
+            with VideoWriter(tmp_path / "b.mp4", 24, (48, 64), audio_from=reader, time_base=tick) as writer:
+                for index, frame in enumerate(reader):
+                    writer.add(writer.prepare(frame), None if tick is None else reader.times[index] * tick)
+        warned[name] = [line for line in caplog.messages if "constant frame rate" in line]
+    assert warned["own times"] == [] and len(warned["constant rate"]) == 1
+    assert "b.mp4" in warned["constant rate"][0] and "66.0 frames" in warned["constant rate"][0]
 
 
 # --- colour arithmetic

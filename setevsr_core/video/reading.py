@@ -97,19 +97,10 @@ class VideoReader:
         return iteration
 
     def _frames(self) -> Generator[Tensor, None, None]:
-        uneven, index = False, -1
+        index = -1
         times = self.times = array("q")
         with closing(self._decode()) as decoded:
             for index, (frame, time) in enumerate(decoded):
-                drift = abs((time - self.first_time) * self.frame_rate - index)
-                if drift > 2 and not uneven:
-                    uneven = True
-                    logger.warning(
-                        "'%s' has no constant frame rate (frame %d is %.1f off); sound may drift",
-                        self.name,
-                        index,
-                        drift,
-                    )
                 times.append(round((time - self.first_time) / self.time_base))
                 picture = torch.rot90(frame_to_rgb(frame, self.tags, self.alpha), _quarter_turns(frame), (0, 1))
                 if tuple(picture.shape[:2]) != self.size:
@@ -156,6 +147,13 @@ class VideoReader:
             pts = frame.pts if frame.pts is not None else round(count / self.frame_rate / Fraction(stream.time_base))
             count += 1
             yield frame, pts
+
+    def drift(self) -> float:
+        """By how many frames the latest iteration is off the constant `frame_rate` at its worst: so far the sound of a
+        result is off that shows these frames at that rate instead of at their `times`.
+        """
+        step = float(self.time_base * self.frame_rate)
+        return max((abs(tick * step - index) for index, tick in enumerate(self.times)), default=0.0)
 
     def even(self) -> bool:
         """True if every frame is shown within half a frame of its place at the constant `frame_rate`.

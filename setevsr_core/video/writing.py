@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 SMALL = 128
 """Below so many pixels on a side, x264's macroblock tree reads past the frame: its bytes would depend on freed memory,
 and a resumed run would not give the file of an uninterrupted one."""
+NOTICEABLE_DRIFT = 2
+"""Frames by which sound may be off its pictures without a word about it."""
 
 
 class VideoWriter:
@@ -81,6 +83,8 @@ class VideoWriter:
         self._time_base = time_base or 1 / self.frame_rate
         self._channels = 4 if alpha else 3
         self._last_tick = -1
+        self._own_times = False
+        self._audio_from = audio_from
         self._colour = colour or ColourTags.for_size(*size)
         if alpha and not spec.alpha:
             able = ", ".join(name for name, other in CODECS.items() if other.alpha)
@@ -160,6 +164,7 @@ class VideoWriter:
         """Appends a prepared frame that is shown at `time` seconds; None: one frame length after the one before."""
         if self._container is None:
             raise VideoError(f"'{self.path}' is closed; nothing can be added to it")
+        self._own_times |= time is not None
         tick = self.num_frames if time is None else max(round(time / self._time_base), self._last_tick + 1)
         frame.pts, frame.time_base, self._last_tick = tick, self._time_base, tick
         tag_frame(frame, self._colour)
@@ -191,9 +196,18 @@ class VideoWriter:
                 os.replace(self._part, self.path)
                 self._release()
                 sync_folder(self.path.parent)
+                self._warn_of_drift()
         except BaseException:
             self.abort()
             raise
+
+    def _warn_of_drift(self) -> None:
+        reader = self._audio_from
+        if self._own_times or not isinstance(reader, VideoReader) or not reader.has_audio:
+            return
+        if (drift := reader.drift()) > NOTICEABLE_DRIFT:
+            logger.warning("'%s' has no constant frame rate, '%s' has one: its sound is up to %.1f frames off",
+                           reader.name, self.path, drift)  # fmt: skip
 
     def abort(self) -> None:
         """Drops everything that was written; harmless when already closed."""
