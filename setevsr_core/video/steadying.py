@@ -1,4 +1,4 @@
-"""Motion-compensated temporal averaging of the frames that come in, before anything is restored.
+"""Motion-compensated temporal averaging of the frames that come in, and of those that go out.
 
 Noise, grain and the traces of compression change from frame to frame, what was filmed does not. What a network would
 take for detail in one frame, and for other detail in the next, is quieter once each frame is averaged with its
@@ -27,7 +27,7 @@ is that of smoothed frames, mean over the channels, of 0..1."""
 _MOTION_SIGMA, _LIKENESS_SIGMA = 0.75, 1.0  # of the Gaussians before the search and the comparison, in pixels
 _OTHER = 0.03  # usual difference above which a frame shows something else: a cut that nobody found, a flash, a fade
 _NO_NOISE = 1e-6  # below every difference that pixels can have
-_SMALL = 640  # up to this longer side, motion is searched in frames of twice the size: finer than whole pixels
+_SEARCHED = 1280  # motion is searched in frames halved or doubled until their longer side is just within this
 _TINY = 16  # a shorter side below this, as it is searched, is too small for OpenCV's pyramid
 
 
@@ -101,11 +101,12 @@ class _View:
         cv2 = _opencv()
         self.pixels = frame[..., :3].detach().float().clamp(0, 1).cpu().contiguous().numpy()
         height, width = self.pixels.shape[:2]
-        self.factor = 2 if max(height, width) <= _SMALL else 1
-        grey = self.pixels.mean(axis=2)
-        if self.factor > 1:
-            grey = cv2.resize(grey, (width * self.factor, height * self.factor), interpolation=cv2.INTER_CUBIC)
-        grey = cv2.GaussianBlur(grey, (0, 0), _MOTION_SIGMA * self.factor)
+        self.factor = _search_factor(max(height, width))
+        grey = _mean_of_channels(self.pixels)
+        if self.factor != 1:
+            size = (round(width * self.factor), round(height * self.factor))
+            grey = cv2.resize(grey, size, interpolation=cv2.INTER_CUBIC if self.factor > 1 else cv2.INTER_AREA)
+        grey = cv2.GaussianBlur(grey, (0, 0), _MOTION_SIGMA * max(self.factor, 1))
         self.grey = np.rint(grey.clip(0, 1) * 255).astype(np.uint8)
         self.smooth = cv2.GaussianBlur(self.pixels, (0, 0), _LIKENESS_SIGMA)
 
@@ -113,13 +114,15 @@ class _View:
         """For every pixel of this frame the x and y at which `other` shows the same, as `cv2.remap` takes them."""
         cv2 = _opencv()
         height, width = self.pixels.shape[:2]
-        y, x = np.mgrid[:height, :width].astype(np.float32)
-        if min(self.grey.shape) < _TINY:
-            return x, y
-        flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(self.grey, other.grey, None)
-        if self.factor > 1:
-            flow = cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA) / self.factor
-        return x + flow[..., 0], y + flow[..., 1]
+        flow = np.zeros((height, width, 2), np.float32)
+        if min(self.grey.shape) >= _TINY:
+            flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(self.grey, other.grey, None)
+        if flow.shape[:2] != (height, width):
+            shrinks = self.factor > 1
+            flow = cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+            flow /= self.factor
+        x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
+        return flow[..., 0] + x, flow[..., 1] + y[:, None]
 
 
 def _average(view: _View, neighbours: list[_View]) -> Any:
@@ -129,16 +132,29 @@ def _average(view: _View, neighbours: list[_View]) -> Any:
     for neighbour in neighbours:
         x, y = view.motion_to(neighbour)
         smooth = cv2.remap(neighbour.smooth, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        difference = np.abs(smooth - view.smooth).mean(axis=2, keepdims=True)
-        usual = float(np.median(difference))
+        difference = _mean_of_channels(cv2.absdiff(smooth, view.smooth))
+        usual = float(np.median(difference[::2, ::2]))
         if usual > _OTHER:
             continue
         likeness = min(LIKENESS * usual, MOST_LIKENESS)
-        weight = np.exp(-((difference / max(likeness, _NO_NOISE)) ** 2))
+        weight = np.exp(-((difference / max(likeness, _NO_NOISE)) ** 2))[..., None]
         moved = cv2.remap(neighbour.pixels, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         total += weight * moved
         weights = weights + weight
     return (total / weights).clip(0, 1)
+
+
+def _search_factor(side: int) -> float:
+    """The power of two, 2 at most, by which frames of this longer side are enlarged for the search."""
+    factor = 2.0
+    while side * factor > _SEARCHED and factor > 1 / 16:
+        factor /= 2
+    return factor
+
+
+def _mean_of_channels(pixels: Any) -> Any:
+    """(H,W,3) -> (H,W)."""
+    return _opencv().transform(pixels, np.full((1, 3), 1 / 3))
 
 
 def _opencv() -> Any:
