@@ -95,7 +95,8 @@ def degrade(source: Any, scale: int, seed: int) -> Path:
         for done, frame in enumerate(Degradation().stream(eight_bit(source.frames), seed, scale), 1):
             if writer is None:
                 writer = writer_for(source, temporary_path("degraded"), frame.shape[:2], NEARLY_LOSSLESS)
-            writer.write(torch.from_numpy(frame).float() / 255)
+            prepared = writer.prepare(torch.from_numpy(frame).float() / 255)
+            writer.add(prepared, None if source.times is None else source.times(writer.num_frames))
             progress.count(done, source.expected_frames or done + 1)
     except BaseException:
         if writer is not None:

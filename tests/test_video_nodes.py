@@ -1,0 +1,58 @@
+"""Degrade Video and Upscale Video on files: frame times and sound of any kind, in a file that ComfyUI can save.
+
+Needs a ComfyUI tree, like test_nodes.py, whose tiny networks are used here.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import test_nodes as shared  # type: ignore[attr-defined]
+
+from .test_formats import uneven_clip
+from .video_helpers import make_clip, stream_facts
+
+pack, nodes, handles = shared.pack, shared.nodes, shared.handles
+
+NODES = ["SeTeVSRDegradeVideo", "SeTeVSRUpscaleVideo"]
+
+
+def run(name: str, nodes: dict[str, Any], handles: dict[str, Any], source: Path) -> Any:
+    """The VIDEO that the node makes of a file."""
+    from comfy_api.latest import InputImpl
+
+    video = InputImpl.VideoFromFile(str(source))
+    if name == "SeTeVSRDegradeVideo":
+        return nodes[name].execute(video, 1, 0).result[0]
+    settings: dict[str, Any] = {**shared.SAMPLING, "sampler": "none (decoder only)", "length": 3, "overlap": 1}
+    with torch.inference_mode():
+        return nodes[name].execute(video, "none needed", 1.0, scene_cuts="off", **settings, **handles).result[0]
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_frames_keep_their_own_times(name: str, nodes: dict[str, Any], handles: dict[str, Any], tmp_path: Path) -> None:
+    source, times = uneven_clip(tmp_path / "in.mkv")
+    result = Path(run(name, nodes, handles, source).get_stream_source())
+    assert stream_facts(result)["times"] == times
+
+
+@pytest.mark.parametrize("name", NODES)
+@pytest.mark.parametrize(("codec", "suffix", "becomes"), [("pcm_u8", ".mkv", "flac"), ("adpcm_ms", ".avi", "aac")])
+def test_sound_that_mp4_cannot_hold_is_saved_with_the_video(
+    name: str, codec: str, suffix: str, becomes: str, nodes: dict[str, Any], handles: dict[str, Any], tmp_path: Path
+) -> None:
+    import av
+
+    source = make_clip(tmp_path / f"in{suffix}", count=5, size=(16, 24), audio=codec, rate=Fraction(10))
+    video = run(name, nodes, handles, source)
+    saved = tmp_path / "saved.mp4"
+    video.save_to(str(saved))
+    with av.open(str(saved)) as container:
+        assert container.streams.audio[0].codec_context.name == becomes
+        seconds = sum(frame.samples for frame in container.decode(audio=0)) / 48000
+    assert seconds == pytest.approx(0.5, abs=0.12)  # in AVI the sound begins a frame before the first picture
