@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..setevsr_core.cluster import ClusterRestorer
+from . import compat
 from .hosting import ComponentHandle
 
 
@@ -18,8 +19,9 @@ class NodeCluster(ClusterRestorer):
     """A `ClusterRestorer` whose jobs may have a text."""
 
     def fingerprint(self, *, text: Tensor | None = None, **chosen: Any) -> str:
-        """As `Restorer.fingerprint`."""
-        return f"{super().fingerprint(**chosen)} {None if text is None else text.float().tolist()}"
+        """As `ClusterRestorer.fingerprint`, and another one for every text."""
+        settings = super().fingerprint(**chosen)
+        return settings if text is None else f"{settings} {text.float().tolist()}"
 
 
 @contextmanager
@@ -41,6 +43,6 @@ def cluster_restorer(
     modules = (denoiser.module, vae.module, encoder.module if encoder is not None else None)
     with tempfile.TemporaryDirectory() as folder:
         save_preset(Path(folder), *modules, defaults=denoiser.defaults)
-        restorer = NodeCluster(address, folder, dtype=STORED)
+        restorer = NodeCluster(address, folder, dtype=STORED, check_cancel=compat.check_interrupt)
     with restorer:
         yield restorer

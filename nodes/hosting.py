@@ -159,11 +159,12 @@ def make_restorer(
     def prepare(name: str) -> None:
         handles[name].load(memory.get(name, 0.0))
 
+    identities = [handle.identity if handle is not None else "" for handle in (denoiser, vae, encoder)]
     return Restorer(
         denoiser.module, vae.module, reader,
         device=denoiser.device, vae_device=vae.device, free_memory=free_memory,
         defaults=dict(denoiser.defaults), place=False, prepare=prepare,
-        preview=latent_pictures(denoiser), identity=" ".join(handle.identity for handle in handles.values()),
+        preview=latent_pictures(denoiser), identity=" ".join(identities),
     )  # fmt: skip
 
 

@@ -187,16 +187,11 @@ class JoinLatents(io.ComfyNode):
 
 def empty_prompt(denoiser: Any, text: Tensor | None) -> Tensor:
     """The embedding of the empty prompt, or zeros like `text` for weights that bring none (only cfg looks at it)."""
-    from ..setevsr_core.errors import InputError
+    from ..setevsr_core.sampling.loop import text_for
 
     if denoiser.empty_text is not None:
         return denoiser.empty_text.detach().float().cpu()
-    if text is None:
-        raise InputError(
-            "This denoiser's weights bring no embedding of the empty prompt: connect a CONDITIONING, the empty prompt "
-            "encoded by the text encoder of its base model (Stable Diffusion 2.1)."
-        )
-    return torch.zeros_like(text)
+    return torch.zeros_like(text_for(denoiser, text))
 
 
 def fit_preview_colours(latent_format: Any, matrix: Tensor) -> None:

@@ -283,11 +283,11 @@ def require_denoising(
     denoiser: ComponentHandle, vae: ComponentHandle, encoder: ComponentHandle | None, text: torch.Tensor | None
 ) -> None:
     """`InputError` for what would fail, or ruin the result, only after the first frames were encoded."""
-    from ..setevsr_core.sampling.loop import require_text
+    from ..setevsr_core.sampling.loop import text_for
 
     if denoiser.name != vae.name:  # networks of one preset, or of one file, belong together
         checks.require_pair(denoiser.module, vae.module)
-    require_text(denoiser.module, text)
+    text_for(denoiser.module, text)
     if encoder is None and denoiser.module.config.semantic_levels:
         log.warning("SeTe-VSR: no semantic encoder is connected for %s: its semantic attention is off", denoiser.name)
 

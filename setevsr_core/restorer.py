@@ -16,7 +16,7 @@ from . import memory, stages
 from .errors import SettingsError
 from .precision import automatic_dtype, warn_of_emulation
 from .progress import Progress, SegmentProgress
-from .sampling.loop import require_text
+from .sampling.loop import text_for
 from .segment_run import SegmentRun
 from .settings import RestoreSettings, resolve_settings
 from .streaming import FROM_START, Resume, restored_blocks
@@ -174,7 +174,7 @@ class Restorer:
         on_carry: Callable[[Resume], None] | None = None,
     ) -> Iterator[Tensor]:
         if settings.steps:
-            require_text(self.denoiser, text)
+            text_for(self.denoiser, text)  # an error before the first frame is encoded
         bar = SegmentProgress(progress, total, settings.steps, self.encoder is not None)
         bar.begin(resume.first_frame)
         run = SegmentRun(self, settings, bar, text, check_cancel)

@@ -440,6 +440,9 @@ def test_text_and_lora_are_parts_of_a_job(
     monkeypatch.setattr(cluster.ClusterRestorer, "fingerprint", lambda self, **settings: repr(settings))
     far = object.__new__(cluster.NodeCluster)
     assert len({far.fingerprint(steps=1, text=text) for text in (None, *texts)}) == 3
+    assert far.fingerprint(steps=1) == repr({"steps": 1})  # a run begun here can be continued there
+    identities = [part(pack, "setevsr_core.restorer").network_identity(handle.module) for handle in handles.values()]
+    assert [handle.identity for handle in handles.values()] == identities
 
 
 @torch.inference_mode()

@@ -46,9 +46,7 @@ def prepare_conditions(
     `content` is the share of the grid's height and width that the frame fills; the rest is padding that SAM2 never
     saw. Tensors are projected here, already projected keys are taken as they are.
     """
-    require_text(denoiser, text)
-    if text is None:
-        text = denoiser.empty_text
+    text = text_for(denoiser, text)
     if isinstance(text, torch.Tensor):
         text = denoiser.project_text(text.to(device, denoiser.dtype))
     if semantics is None:
@@ -60,15 +58,19 @@ def prepare_conditions(
     return Conditions(text, {tile: semantics.crop(*tile_region(tile, grid, content, margin)) for tile in tiles})
 
 
-def require_text(denoiser: Any, text: Any) -> None:
-    """`InputError` unless there is text to denoise with: an embedding of the caller, or the empty prompt's that the
-    weights bring along.
+def text_for(denoiser: Any, text: Any) -> Any:
+    """The text, or without one the embedding (1,n,ctx) of the empty prompt that the weights bring along.
+
+    Errors: InputError if they bring none.
     """
-    if text is None and denoiser.empty_text is None:
+    if text is not None:
+        return text
+    if denoiser.empty_text is None:
         raise InputError(
             "this denoiser's weights bring no embedding of the empty prompt: connect a CONDITIONING (the empty prompt "
             "encoded by the text encoder of its base model), or store it with 'setevsr convert --empty-text'"
         )
+    return denoiser.empty_text
 
 
 def tile_region(
