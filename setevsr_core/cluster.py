@@ -203,11 +203,8 @@ def _start_workers(
 
 
 def _gpu_share(workers: int, gpus: int) -> float:
-    """What each worker reserves of a GPU, so that a whole number of them fits one and all of them fit.
-
-    Rounded down to Ray's unit, a ten-thousandth: six times 0.1667 would be more than one GPU.
-    """
-    return math.floor(10_000 / math.ceil(workers / gpus)) / 10_000 if gpus else 0
+    """What each worker reserves of a GPU, so that a whole number of them fits one and there is room for all."""
+    return 1 / math.ceil(workers / gpus) if gpus else 0
 
 
 def _wait_for(ray: Any, answers: list[Any], check_cancel: Callable[[], None] | None) -> None:

@@ -129,9 +129,8 @@ def test_there_may_be_more_workers_than_processors(cluster: ClusterRestorer, pre
 @pytest.mark.parametrize("gpus", range(1, 9))
 def test_the_shares_of_all_workers_fit_the_gpus(gpus: int) -> None:
     for workers in range(1, 40):
-        share = cluster_module._gpu_share(workers, gpus)
-        each = int(1 / share)
-        assert each * gpus >= workers and round(each * share, 4) <= 1
+        each = 1 / cluster_module._gpu_share(workers, gpus)
+        assert each == pytest.approx(round(each)) and round(each) * gpus >= workers > (round(each) - 1) * gpus
     assert cluster_module._gpu_share(3, 0) == 0
 
 
