@@ -1,0 +1,94 @@
+"""What tiles of the VAE save in memory, cost in time and change in the picture.
+
+    python -m benchmarks.vae_tiles [--size 512 512] [--frames 5] [--tiles 0 48 32] [--threads N] [--dtype float32]
+    python -m benchmarks.vae_tiles --clip CLIP [--tiles 0 48 32]
+
+The first form decodes a segment with the full-size VAE, random weights, each row in a process of its own: seconds,
+the peak of memory above what was there before, and the bytes by which a run chooses its tile. The second restores
+a clip with nano without diffusion and compares each result with that of whole frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from setevsr_core import Restorer, stages
+from setevsr_core.estimate import padded
+from setevsr_core.evaluation.metrics import psnr
+from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
+from setevsr_core.precision import automatic_dtype
+from setevsr_core.training.sources import read_window
+from setevsr_core.vae_tiles import HEADROOM, bytes_per_latent
+
+from . import process_memory
+from .denoiser_step import filled
+
+SCALE = 4
+
+
+@torch.no_grad()
+def decode(size: tuple[int, int], frames: int, tile: int, dtype: torch.dtype) -> tuple[float, float]:
+    """Seconds and the peak of memory in bytes of one segment; the skip features are computed as well."""
+    vae = filled(TemporalVAE(VAEConfig.sd21(), device="meta", dtype=dtype), "cpu")
+    pictures = torch.rand(frames, size[0] // SCALE, size[1] // SCALE, 3)
+    latents = torch.randn(frames, 4, *padded(size, vae))
+    before = process_memory.resident()
+    process_memory.restart_peak()
+    started = time.perf_counter()
+    stages.decode_span(vae, latents, pictures, SCALE, colour="none", tile=tile)
+    return time.perf_counter() - started, process_memory.peak() - before
+
+
+def restore(clip: Tensor, tile: int) -> tuple[Tensor, float]:
+    """The clip restored with so much memory that the VAE takes this tile, and the seconds."""
+    restorer = Restorer.from_preset("nano")
+    each = bytes_per_latent(restorer.vae.config, restorer.vae.dtype, restorer.settings().length)
+    free = int(each * tile**2 / HEADROOM) + 1 if tile else 2**62
+    restorer.free_memory = lambda device: free
+    started = time.perf_counter()
+    return restorer.restore(clip, steps=0), time.perf_counter() - started
+
+
+def main() -> None:
+    native = str(automatic_dtype("cpu")).removeprefix("torch.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("W", "H"), help="of the result")
+    parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--tiles", type=int, nargs="+", default=[0, 48, 32], help="in latents; 0: whole frames")
+    parser.add_argument("--clip", type=Path, help="restore this video with nano instead")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=native,
+                        help="default: bfloat16 where the processor computes in it")
+    args = parser.parse_args()
+    dtype, size = getattr(torch, args.dtype), (args.size[1], args.size[0])
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", end="")
+    if args.clip:
+        clip = torch.from_numpy(np.stack(read_window(args.clip, 0, args.frames))).float() / 255
+        print(f", nano, {args.frames} frames of {clip.shape[2]}x{clip.shape[1]}\n")
+        print("| tile | s/frame | PSNR to whole frames |\n|---|---|---|")
+        whole, _ = restore(clip, 0)
+        for tile in args.tiles:
+            result, seconds = restore(clip, tile)
+            print(f"| {tile or 'whole'} | {seconds / len(clip):.2f} | {psnr(result, whole):.1f} |", flush=True)
+        return
+    print(f", full size, {args.frames} frames of {size[1]}x{size[0]}, {args.dtype}\n")
+    print("| tile | s/frame | peak memory, GB | counted, GB |\n|---|---|---|---|")
+    each = bytes_per_latent(VAEConfig.sd21(), dtype, args.frames)
+    area = padded(size, TemporalVAE(VAEConfig.sd21(), device="meta"))
+    for tile in args.tiles:
+        seconds, peak = process_memory.in_own_process(args.threads, decode, size, args.frames, tile, dtype)
+        counted = each * (tile**2 if tile else area[0] * area[1])
+        print(f"| {tile or 'whole'} | {seconds / args.frames:.2f} | {peak / 2**30:.2f} | {counted / 2**30:.2f} |",
+              flush=True)
+
+
+if __name__ == "__main__":
+    main()
