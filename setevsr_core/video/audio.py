@@ -39,7 +39,8 @@ class AudioCopy:
     `zero` is the time on the source's clock (seconds) that becomes time 0 of the output, that is the time of the
     first picture; None takes the start of the source's video stream. Without `trim` all packets are copied. With
     `trim` those that begin before `zero`, or after the end given to `finish`, are left out: the sound stays in sync
-    to one clock tick of its stream, while its two ends are exact to one packet (AAC at 48 kHz: 21 ms).
+    to one clock tick of its stream, while its two ends are exact to one packet (AAC at 48 kHz: 21 ms). Sound that is
+    encoded again begins to the sample.
     Errors: VideoError when the output format can hold the source's sound neither as it is nor encoded again.
     """
 

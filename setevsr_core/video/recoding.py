@@ -29,7 +29,7 @@ _USUAL_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1
 
 def layout_of(stream: Any) -> str:
     """FFmpeg's name for the channels of an audio stream; the usual ones where the file tells only their number."""
-    name = stream.layout.name
+    name = str(stream.layout.name)
     return _USUAL_LAYOUTS.get(stream.layout.nb_channels, name) if name.endswith("channels") else name
 
 
@@ -81,11 +81,11 @@ class RecodedTrack:
 
     def __init__(self, stream: Any, track: Any, name: str, zero: Fraction, trim: bool) -> None:
         self._stream, self._track, self._name, self._zero, self._trim = stream, track, name, zero, trim
-        self._graph: Any = None
+        self._graph: Any = None  # the two filters below live as long as it does
         self._source: Any = None
         self._sink: Any = None
         self._kind: tuple[str, str, int] | None = None
-        self._next_tick = 0
+        self._next = Fraction(0)
         self._damaged = False
 
     def take(self, packet: Any) -> Iterator[Any]:
@@ -113,28 +113,26 @@ class RecodedTrack:
     def _encode(self, frame: Any) -> Iterator[Any]:
         rate = frame.sample_rate
         kind = (frame.format.name, frame.layout.name, rate)
-        tick = self._next_tick
-        if frame.pts is not None:
-            tick = round((frame.pts * Fraction(frame.time_base) - self._zero) * rate)
-        if kind != self._kind or tick > self._next_tick + LONG_GAP * rate:
+        begin = self._next if frame.pts is None else frame.pts * Fraction(frame.time_base) - self._zero
+        if kind != self._kind or begin > self._next + LONG_GAP:
             yield from self._drain()
-            self._open(kind, from_zero=self._trim and tick < 0)
-        frame.pts, frame.time_base = tick, Fraction(1, rate)
-        self._next_tick = tick + frame.samples
+            self._open(kind, from_zero=self._trim and begin < 0)
+        frame.pts, frame.time_base = round(begin * rate), Fraction(1, rate)
+        self._next = begin + Fraction(frame.samples, rate)
         self._source.push(frame)
         yield from self._encoded()
 
     def _open(self, kind: tuple[str, str, int], from_zero: bool) -> None:
         """Filters that bring frames of a kind (format, layout, rate) onto the clock and into the form of the track."""
         graph = require("av.filter", "av", "writing a video").Graph()
-        self._kind, context = kind, self._track.codec_context
+        context = self._track.codec_context
         self._source = graph.add_abuffer(format=kind[0], layout=kind[1], sample_rate=kind[2])
         self._sink = graph.add("abuffersink")
         on_the_clock = f"{context.sample_rate}:async=1:min_hard_comp={DRIFT}" + (":first_pts=0" if from_zero else "")
         form = f"sample_fmts={context.format.name}:channel_layouts={context.layout.name}"
         chain = (self._source, graph.add("aresample", on_the_clock), graph.add("aformat", form), self._sink)
         graph.link_nodes(*chain).configure()
-        self._graph = graph
+        self._graph, self._kind = graph, kind
 
     def _encoded(self) -> Iterator[Any]:
         while True:

@@ -53,8 +53,9 @@ class VideoWriter:
     - `colour`: tags to convert by and to write; None is BT.709 for HD and BT.601 below (`ColourTags.for_size`).
     - `pixel_aspect`: width of a pixel over its height, for anamorphic sources.
     - `metadata`: written into the file (values that are not strings as JSON), for example prompt and workflow.
-    - `audio_from`: a path, a file object or a `VideoReader`, whose sound is copied without re-encoding. A reader also
-      gives its part of the video (see `AudioCopy` for the precision at its ends). No sound in the source is no error.
+    - `audio_from`: a path, a file object or a `VideoReader`, whose sound is copied, and encoded again only where the
+      container cannot hold it. A reader also gives its part of the video (see `AudioCopy` for the precision at its
+      ends). No sound in the source is no error.
     Errors: VideoError naming the file (not writable, full disk, encoder refuses), SettingsError for a wrong argument.
     """
 
