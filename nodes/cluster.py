@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ class NodeCluster(ClusterRestorer):
     def fingerprint(self, *, text: Tensor | None = None, **chosen: Any) -> str:
         """As `ClusterRestorer.fingerprint`, and another one for every text."""
         settings = super().fingerprint(**chosen)
-        return settings if text is None else f"{settings} {text.float().tolist()}"
+        return settings if text is None else hashlib.sha256(f"{settings} {text.float().tolist()}".encode()).hexdigest()
 
 
 @contextmanager
