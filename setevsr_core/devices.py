@@ -26,7 +26,7 @@ def usable_device(name: str | None) -> torch.device:
     try:
         torch.zeros(1, device=device).item()  # every kind of device says in its own way that it is not there
     except Exception as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-        raise SettingsError(f"device is '{name}', which cannot compute here ({reason}); "
+        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")  # the rest may fill a page
+        raise SettingsError(f"device is '{name}', which cannot compute here ({reason or type(error).__name__}); "
                             "leave --device out or give cpu") from error
     return device

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from setevsr_core import cli, watching
+from setevsr_core import batch, cli, watching
 from setevsr_core.batch import plan
 from setevsr_core.errors import VideoError
 from setevsr_core.watching import watch
@@ -213,3 +213,27 @@ def test_watching_into_a_file_is_refused_at_once(
     assert cli.main(["restore", str(tmp_path), str(tmp_path / output), "--watch"]) == 2
     assert "give a folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.usefixtures("fake_restorer")
+def test_a_watched_folder_may_be_away_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in").mkdir()
+    make_clip(tmp_path / "in/a.mp4", count=3, size=(16, 24))
+    looks = 0
+
+    def away(folder: Path) -> list[Path]:
+        raise OSError(5, "Input/output error")
+
+    def sleep(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        monkeypatch.setattr(batch, "_videos_in", away if looks == 1 else videos_in)
+        if looks == 4:
+            raise KeyboardInterrupt
+
+    videos_in = batch._videos_in
+    monkeypatch.setattr(watching.watch, "__defaults__", (sleep,))
+    assert cli.main(["restore", str(tmp_path / "in"), str(tmp_path / "out"), "--watch", "0.1", "--scale", "2"]) == 0
+    assert "in' cannot be read: Input/output error" in caplog.text and (tmp_path / "out/a.mp4").is_file()
