@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .errors import SettingsError
+from .errors import SettingsError, require
 
 _SIGNS = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")
 """In messages of PyTorch: a GPU's memory is full (CUDA, MPS and others), the machine's, that of a library of CUDA."""
@@ -21,8 +21,7 @@ def free_bytes(device: Any) -> int:
         module = getattr(torch, device.type)
         free, _ = module.mem_get_info(device)
         return int(free + module.memory_reserved(device) - module.memory_allocated(device))
-    import psutil
-
+    psutil = require("psutil", "psutil", "choosing the VAE's tiles by free memory")
     return int(psutil.virtual_memory().available)  # a Mac's GPU shares it
 
 

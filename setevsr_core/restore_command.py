@@ -42,7 +42,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "restore",
         help="restore and enlarge a video",
-        description="Restores and enlarges videos of any length in bounded memory; their sound is copied untouched. "
+        description="Restores and enlarges videos of any length in bounded memory; their sound is copied as it is "
+        "wherever the container can hold it. "
         "A run that was interrupted is continued by the same command.",
     )
     parser.add_argument(

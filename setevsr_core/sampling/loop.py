@@ -167,7 +167,8 @@ def denoise(
         eps = blend_tiles(tiles, noisy.shape, predict)
         if not torch.isfinite(eps).all():
             raise SettingsError(
-                f"the denoiser overflowed at timestep {timestep} in {denoiser.dtype}; load it in bf16 or fp32"
+                f"the denoiser overflowed at timestep {timestep} in {denoiser.dtype}; load it in bf16 or fp32 "
+                "(--dtype bfloat16 on the command line)"
             )
         clean = schedules.predict_clean(noisy, eps, timestep) if on_step is not None else None
         noisy = run.step(index, noisy, eps, lambda index=index: noise(index))

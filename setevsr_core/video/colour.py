@@ -111,5 +111,5 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     fy = (lab[0] + 16) / 116
     f = torch.stack([lab[1] / 500 + fy, fy, fy - lab[2] / 200])
     xyz = torch.where(f**3 > _EPSILON, f**3, (116 * f - 16) / _KAPPA) * lab.new_tensor(_WHITE).view(3, 1, 1)
-    linear = torch.tensordot(torch.linalg.inv(lab.new_tensor(_RGB_TO_XYZ, dtype=torch.float64)).to(lab), xyz, dims=1)
+    linear = torch.tensordot(torch.linalg.inv(torch.tensor(_RGB_TO_XYZ, dtype=torch.float64)).to(lab), xyz, dims=1)
     return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
