@@ -1,11 +1,13 @@
 """What tiles of the VAE save in memory, cost in time and change in the picture.
 
+    python -m benchmarks.vae_tiles --count-only [--frames 5] [--dtype bfloat16]
     python -m benchmarks.vae_tiles [--size 512 512] [--frames 5] [--tiles 0 48 32] [--threads N] [--dtype float32]
-    python -m benchmarks.vae_tiles --clip CLIP [--tiles 0 48 32]
+    python -m benchmarks.vae_tiles --clip CLIP [--frames 5] [--tiles 0 48 32]
 
-The first form decodes a segment with the full-size VAE, random weights, each row in a process of its own: seconds,
-the peak of memory above what was there before, and the bytes by which a run chooses its tile. The second restores
-a clip with nano without diffusion and compares each result with that of whole frames.
+The first form prints, for sizes of results, the counted bytes of decoding a segment and the tiles that a run chooses
+by free memory; this does not depend on the machine. The second decodes a segment with the full-size VAE, random
+weights, each row in a process of its own: seconds, the peak of memory above what was there before, and the bytes
+counted. The third restores a clip with nano without diffusion and compares each result with that of whole frames.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from setevsr_core.evaluation.metrics import psnr
 from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 from setevsr_core.precision import automatic_dtype
 from setevsr_core.training.sources import read_window
-from setevsr_core.vae_tiles import HEADROOM, bytes_per_latent
+from setevsr_core.vae_tiles import HEADROOM, bytes_per_latent, fitting_tile
 
 from . import process_memory
 from .denoiser_step import filled
@@ -45,6 +47,21 @@ def decode(size: tuple[int, int], frames: int, tile: int, dtype: torch.dtype) ->
     return time.perf_counter() - started, process_memory.peak() - before
 
 
+def count(frames: int, dtype: torch.dtype) -> None:
+    """Prints the counted memory and the chosen tiles."""
+    free = (4, 6, 12, 24, 80)
+    print("| VAE | result | counted, GB | " + " | ".join(f"tile with {gib} GB free" for gib in free) + " |")
+    print("|---" * (3 + len(free)) + "|")
+    for name, config in {"full size": VAEConfig.sd21(), "nano": Restorer.from_preset("nano").vae.config}.items():
+        vae = TemporalVAE(config, device="meta")
+        for height, width in ((720, 1280), (1080, 1920), (2160, 3840)):
+            grid = padded((height, width), vae)
+            needed = grid[0] * grid[1] * bytes_per_latent(config, dtype, frames)
+            tiles = [fitting_tile(config, dtype, grid, frames, gib * 2**30) or "whole" for gib in free]
+            cells = [name, f"{width}x{height}", f"{needed / 2**30:.1f}", *map(str, tiles)]
+            print("| " + " | ".join(cells) + " |")
+
+
 def restore(clip: Tensor, tile: int) -> tuple[Tensor, float]:
     """The clip restored with so much memory that the VAE takes this tile, and the seconds."""
     restorer = Restorer.from_preset("nano")
@@ -61,6 +78,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("W", "H"), help="of the result")
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--tiles", type=int, nargs="+", default=[0, 48, 32], help="in latents; 0: whole frames")
+    parser.add_argument("--count-only", action="store_true", help="count alone, for sizes of results")
     parser.add_argument("--clip", type=Path, help="restore this video with nano instead")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=native,
@@ -70,6 +88,10 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", end="")
+    if args.count_only:
+        print(f", {args.frames} frames, {args.dtype}\n")
+        count(args.frames, dtype)
+        return
     if args.clip:
         clip = torch.from_numpy(np.stack(read_window(args.clip, 0, args.frames))).float() / 255
         print(f", nano, {args.frames} frames of {clip.shape[2]}x{clip.shape[1]}\n")

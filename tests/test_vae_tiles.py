@@ -26,7 +26,7 @@ def smooth(frames: int, side: int = 64) -> Tensor:
     return torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1).movedim(1, -1)
 
 
-def full_memory(*_: Any, **__: Any) -> Tensor:
+def full_memory(*_: Any) -> Any:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
