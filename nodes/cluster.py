@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ..setevsr_core.cluster import ClusterRestorer
 from . import compat
 from .hosting import ComponentHandle
-
-
-class NodeCluster(ClusterRestorer):
-    """A `ClusterRestorer` whose jobs may have a text."""
-
-    def fingerprint(self, *, text: Tensor | None = None, **chosen: Any) -> str:
-        """As `ClusterRestorer.fingerprint`, and another one for every text."""
-        settings = super().fingerprint(**chosen)
-        return settings if text is None else hashlib.sha256(f"{settings} {text.float().tolist()}".encode()).hexdigest()
 
 
 @contextmanager
@@ -34,6 +21,7 @@ def cluster_restorer(
     Errors: SettingsError for a denoiser changed by Load LoRA (its patches live in ComfyUI), and as `ClusterRestorer`.
     """
     from ..setevsr_core.checkpoints import save_preset
+    from ..setevsr_core.cluster import ClusterRestorer
     from ..setevsr_core.cluster_worker import STORED
     from ..setevsr_core.errors import SettingsError
 
@@ -44,6 +32,6 @@ def cluster_restorer(
     modules = (denoiser.module, vae.module, encoder.module if encoder is not None else None)
     with tempfile.TemporaryDirectory() as folder:
         save_preset(Path(folder), *modules, defaults=denoiser.defaults)
-        restorer = NodeCluster(address, folder, dtype=STORED, check_cancel=compat.check_interrupt)
+        restorer = ClusterRestorer(address, folder, dtype=STORED, check_cancel=compat.check_interrupt)
     with restorer:
         yield restorer

@@ -47,7 +47,7 @@ class TemporalDecode(io.ComfyNode):
         progress = NodeProgress()
         longest = max(len(span) for span in segments.spans)
         module = vae.load(vae_memory(vae, segments.size, longest))
-        tiles = fitting_tiles(vae, segments.size, longest)
+        tiles = fitting_tiles(vae, segments.size, longest, "lower 'length' of Split Segments, or 'scale'.")
         decoded: list[torch.Tensor] = []
 
         def decode(tile: int, part: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
@@ -56,11 +56,10 @@ class TemporalDecode(io.ComfyNode):
                 device=vae.device, check_cancel=compat.check_interrupt,
             )  # fmt: skip
 
-        with compat.readable_memory_error("lower 'length' of Split Segments, or 'scale'."):
-            for span, part in zip(segments.spans, span_latents(note), strict=True):
-                frames = segments.frames[span.start : span.stop, ..., :3]
-                decoded.append(tiles.run(partial(decode, part=part, frames=frames)))
-                progress.count(len(decoded), len(segments.spans))
+        for span, part in zip(segments.spans, span_latents(note), strict=True):
+            frames = segments.frames[span.start : span.stop, ..., :3]
+            decoded.append(tiles.run(partial(decode, part=part, frames=frames)))
+            progress.count(len(decoded), len(segments.spans))
         return io.NodeOutput(segments.with_decoded(decoded))
 
 

@@ -42,8 +42,7 @@ class EncodeLatents(io.ComfyNode):
                 device=vae.device, on_frame=NodeProgress().count, check_cancel=compat.check_interrupt,
             )  # fmt: skip
 
-        with compat.readable_memory_error("lower 'scale' of Split Segments."):
-            encoded = fitting_tiles(vae, segments.size, 1).run(encode)
+        encoded = fitting_tiles(vae, segments.size, 1, "lower 'scale' of Split Segments.").run(encode)
         note = LatentNote(
             segments.identity, segments.spans, segments.scale, vae.module.config.scaling_factor,
             encoded.latents, encoded.content, encoded.preview_matrix,

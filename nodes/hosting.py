@@ -192,11 +192,14 @@ def vae_memory(vae: ComponentHandle, size: tuple[int, int], length: int) -> floa
     return min(needed, VAE_SHARE * cast(float, management.get_total_memory(vae.device)))
 
 
-def fitting_tiles(vae: ComponentHandle, size: tuple[int, int], length: int) -> Any:
-    """`FittingTiles` of a hosted VAE for `length` frames of `size` (H, W, enlarged), to be used with loaded weights."""
+def fitting_tiles(vae: ComponentHandle, size: tuple[int, int], length: int, remedy: str) -> Any:
+    """`FittingTiles` of a hosted VAE for `length` frames of `size` (H, W, enlarged), to be used with loaded weights.
+
+    remedy: what to lower when the memory is full nevertheless.
+    """
     from ..setevsr_core.vae_tiles import FittingTiles
 
-    return FittingTiles(vae.module, size, length, vae.device, free_memory)
+    return FittingTiles(vae.module, size, length, vae.device, free_memory, remedy)
 
 
 def free_memory(device: torch.device) -> int:

@@ -29,11 +29,6 @@ def writer_for(footage: Footage, path: Path, size: tuple[int, int], quality: flo
     )  # fmt: skip
 
 
-def fitting_path(footage: Footage, path: Path) -> Path:
-    """`path`: a writer makes any sound fit."""
-    return path
-
-
 @contextmanager
 def open_video(video: Any) -> Iterator[Footage]:
     """A VIDEO of any kind as footage: a file is decoded lazily, one made in the graph is taken from memory."""

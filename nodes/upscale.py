@@ -136,8 +136,8 @@ class UpscaleVideo(io.ComfyNode):
             display_name="Upscale Video (SeTe-VSR)",
             category=widgets.CATEGORY,
             description="Restores and enlarges a video of any length in constant memory: reads, restores and writes "
-            "segment by segment. Sound is copied untouched, the frame rate stays exact. After a cancel or a crash, "
-            "queueing the same prompt again continues where it stopped.",
+            "segment by segment. Sound is copied (encoded again only where MP4 cannot hold it), the frame rate stays "
+            "exact. After a cancel or a crash, queueing the same prompt again continues where it stopped.",
             search_aliases=widgets.ALIASES,
             inputs=[
                 io.Video.Input("video", tooltip="A video file (Load Video, Load Sample Video) or one of the graph."),
@@ -178,7 +178,7 @@ class UpscaleVideo(io.ComfyNode):
     def execute(cls, video: Any, preset: str, scale: float, crf: float = 16.0, **values: Any) -> io.NodeOutput:
         from ..setevsr_core.video.resize import target_size
         from ..setevsr_core.video_job import Output, job_name, restore_video
-        from .media import fitting_path, open_video
+        from .media import open_video
         from .progress import NodeProgress
 
         progress = NodeProgress()
@@ -186,7 +186,7 @@ class UpscaleVideo(io.ComfyNode):
             size = target_size(*source.size, scale)
 
             def restore(restorer: Any, settings: dict[str, Any]) -> Path:
-                path = fitting_path(source, temporary_path("restored"))
+                path = temporary_path("restored")
                 name = job_name(restorer, source, settings, path.suffix, crf)
                 with unfinished_folder() as folder:
                     result = restore_video(

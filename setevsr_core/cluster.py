@@ -84,10 +84,10 @@ class ClusterRestorer:
         """As `Restorer.settings`."""
         return resolve_settings(chosen, self.defaults)
 
-    def fingerprint(self, **chosen: Any) -> str:
+    def fingerprint(self, *, text: Tensor | None = None, **chosen: Any) -> str:
         """As `Restorer.fingerprint` of any worker."""
         self.settings(**chosen)
-        return _get(self._ray, self._workers[0].call.remote("fingerprint", chosen))
+        return _get(self._ray, self._workers[0].call.remote("fingerprint", {**chosen, "text": text}))
 
     def stream(
         self,

@@ -17,7 +17,7 @@ from .errors import SettingsError
 from .precision import automatic_dtype, warn_of_emulation
 from .progress import Progress, SegmentProgress
 from .sampling.loop import text_for
-from .segment_run import SegmentRun
+from .segment_run import SegmentRun, reads_semantics
 from .settings import RestoreSettings, resolve_settings
 from .streaming import FROM_START, Resume, restored_blocks
 from .video.resize import target_size
@@ -175,7 +175,7 @@ class Restorer:
     ) -> Iterator[Tensor]:
         if settings.steps:
             text_for(self.denoiser, text)  # an error before the first frame is encoded
-        bar = SegmentProgress(progress, total, settings.steps, self.encoder is not None)
+        bar = SegmentProgress(progress, total, settings.steps, reads_semantics(self, settings))
         bar.begin(resume.first_frame)
         run = SegmentRun(self, settings, bar, text, check_cancel)
         return bar.finishing(restored_blocks(frames, settings, run.compute, resume, on_carry))

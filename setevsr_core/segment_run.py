@@ -37,6 +37,11 @@ class Networks(Protocol):
     preview: Callable[[Tensor, Tensor], Tensor]
 
 
+def reads_semantics(networks: Networks, settings: RestoreSettings) -> bool:
+    """Whether somebody gives semantics and somebody looks at them."""
+    return networks.encoder is not None and bool(settings.steps and networks.denoiser.config.semantic_levels)
+
+
 class SegmentRun:
     """The state of one restoration: latents, features and semantics of the last segment's frames, by frame index."""
 
@@ -160,7 +165,7 @@ class SegmentRun:
     def _read_semantics(self, span: Span, frames: Tensor) -> Tensor | None:
         """Semantics of the segment, None where nobody would use them."""
         encoder = self._networks.encoder
-        if encoder is None or not self._settings.steps:
+        if not reads_semantics(self._networks, self._settings):
             return None
 
         def read(frame: Tensor) -> Tensor:

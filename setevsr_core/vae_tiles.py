@@ -103,21 +103,24 @@ def bytes_per_latent(config: VAEConfig, dtype: torch.dtype, length: int) -> floa
 
 class FittingTiles:
     """Tiles in which the VAE's work on `length` frames, enlarged to `size` (H, W), fits into a device's memory: chosen
-    by what is free when the first work comes, then halved wherever the memory is full after all.
+    by what is free when the first work comes, then halved wherever the memory is full after all. remedy: what the
+    error says when even the smallest tile does not fit.
     """
 
     def __init__(
         self, vae: Any, size: tuple[int, int], length: int, device: torch.device,
         free_memory: Callable[[torch.device], int] = free_bytes,
+        remedy: str = "lower 'length' (frames that are decoded together) or 'scale'.",
     ) -> None:  # fmt: skip
         self._vae, self._length, self._device, self._free_memory = vae, length, device, free_memory
+        self._remedy = remedy
         self._grid = padded(size, vae)
         self._tile: int | None = None
 
     def run(self, work: Callable[[int], Result]) -> Result:
         """`work(tile)`, `WHOLE` if a frame fits; called again with smaller tiles while it runs out of memory.
 
-        Errors: SettingsError that names the remedy, when even the smallest tile does not fit.
+        Errors: SettingsError with the remedy, when even the smallest tile does not fit.
         """
         tile = self._tile if self._tile is not None else self._choose()
         while True:
@@ -141,10 +144,7 @@ class FittingTiles:
 
     def _smaller(self, side: int) -> int:
         if side <= SMALLEST:
-            raise SettingsError(
-                "The memory is full although the VAE works in its smallest tiles: lower 'length' (frames that are "
-                "decoded together) or 'scale', or free memory that other programs hold"
-            )
+            raise SettingsError(f"The memory is full: {self._remedy}")
         smaller = max(SMALLEST, side // 2 // GRID * GRID)
         log.warning("the memory is full: the VAE goes on in tiles of %d latents", smaller)
         return smaller
