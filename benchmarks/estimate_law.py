@@ -22,10 +22,12 @@ import torch
 
 from setevsr_core import stages
 from setevsr_core.checkpoints import load_preset
-from setevsr_core.estimate import LAW, decode_work, encode_work, matmul_rate, padded, semantics_work, step_work
+from setevsr_core.estimate import decode_work, encode_work, matmul_rate, semantics_work, step_work
 from setevsr_core.precision import automatic_dtype
+from setevsr_core.sampling.tiles import latent_grid
 from setevsr_core.settings import RestoreSettings
 from setevsr_core.video.resize import target_size
+from setevsr_core.workload import LAW
 from tools.clips import read_clip
 
 from . import process_memory
@@ -59,6 +61,7 @@ def measure(threads: int) -> dict[str, Any]:
     real, empty = (load_preset("nano", dtype=dtype, device=device) for device in ("cpu", "meta"))
     frames = torch.from_numpy(read_clip(CLIP).frames[:LENGTH, :, :WIDTH].copy()).float() / 255
     size = target_size(frames.shape[1], frames.shape[2], 4.0)
+    grid = latent_grid(size, empty.vae.config.downscale)
     settings = RestoreSettings(steps=1, tile=0, tile_overlap=0)
     rate = matmul_rate("cpu", dtype)
     semantics = stages.encode_semantics(real.encoder, frames)
@@ -76,7 +79,7 @@ def measure(threads: int) -> dict[str, Any]:
         "encode": (lambda: stages.encode_latents(real.vae, frames, 4.0), encode_work(empty.vae, size).times(LENGTH)),
         "semantics": (lambda: stages.encode_semantics(real.encoder, frames),
                       semantics_work(empty.encoder, *frames.shape[1:3]).times(LENGTH)),
-        "denoise": (step, step_work(empty.denoiser, padded(size, empty.vae), LENGTH, settings)[0]),
+        "denoise": (step, step_work(empty.denoiser, grid, LENGTH, settings)[0]),
         "decode": (decode, decode_work(empty.vae, size, LENGTH)),
     }  # fmt: skip
     print(f"{LENGTH} frames of {WIDTH}x{frames.shape[1]}, nano, {dtype}, {threads} threads, matrix multiplications "

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from setevsr_core import Restorer, stages
-from setevsr_core.estimate import padded
 from setevsr_core.evaluation.metrics import psnr
 from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 from setevsr_core.precision import automatic_dtype
+from setevsr_core.sampling.tiles import latent_grid
 from setevsr_core.training.sources import read_window
 from setevsr_core.vae_tiles import HEADROOM, bytes_per_latent, fitting_tile
 
@@ -39,7 +39,7 @@ def decode(size: tuple[int, int], frames: int, tile: int, dtype: torch.dtype) ->
     """Seconds and the peak of memory in bytes of one segment; the skip features are computed as well."""
     vae = filled(TemporalVAE(VAEConfig.sd21(), device="meta", dtype=dtype), "cpu")
     pictures = torch.rand(frames, size[0] // SCALE, size[1] // SCALE, 3)
-    latents = torch.randn(frames, 4, *padded(size, vae))
+    latents = torch.randn(frames, 4, *latent_grid(size, vae.config.downscale))
     before = process_memory.resident()
     process_memory.restart_peak()
     started = time.perf_counter()
@@ -55,7 +55,7 @@ def count(frames: int, dtype: torch.dtype) -> None:
     for name, config in {"full size": VAEConfig.sd21(), "nano": Restorer.from_preset("nano").vae.config}.items():
         vae = TemporalVAE(config, device="meta")
         for height, width in ((720, 1280), (1080, 1920), (2160, 3840)):
-            grid = padded((height, width), vae)
+            grid = latent_grid((height, width), vae.config.downscale)
             needed = grid[0] * grid[1] * bytes_per_latent(config, dtype, frames)
             tiles = [fitting_tile(config, dtype, grid, frames, gib * 2**30) or "whole" for gib in free]
             cells = [name, f"{width}x{height}", f"{needed / 2**30:.1f}", *map(str, tiles)]
@@ -104,7 +104,7 @@ def main() -> None:
     print(f", full size, {args.frames} frames of {size[1]}x{size[0]}, {args.dtype}\n")
     print("| tile | s/frame | peak memory, GB | counted, GB |\n|---|---|---|---|")
     each = bytes_per_latent(VAEConfig.sd21(), dtype, args.frames)
-    area = padded(size, TemporalVAE(VAEConfig.sd21(), device="meta"))
+    area = latent_grid(size, VAEConfig.sd21().downscale)
     for tile in args.tiles:
         seconds, peak = process_memory.in_own_process(args.threads, decode, size, args.frames, tile, dtype)
         counted = each * (tile**2 if tile else area[0] * area[1])

@@ -184,10 +184,10 @@ def vae_memory(vae: ComponentHandle, size: tuple[int, int], length: int) -> floa
     """
     import comfy.model_management as management
 
-    from ..setevsr_core.estimate import padded
+    from ..setevsr_core.sampling.tiles import latent_grid
     from ..setevsr_core.vae_tiles import bytes_per_latent
 
-    height, width = padded(size, vae.module)
+    height, width = latent_grid(size, vae.module.config.downscale)
     needed = height * width * bytes_per_latent(vae.module.config, vae.module.dtype, length)
     return min(needed, VAE_SHARE * cast(float, management.get_total_memory(vae.device)))
 

@@ -6,12 +6,11 @@ stage reaches is a measured law, kept in estimate_law.json and written by `pytho
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,25 @@ from torch import Tensor, nn
 
 from .errors import SettingsError
 from .sampling.samplers import make_sampler
-from .sampling.tiles import GRID, plan_tiles
+from .sampling.tiles import latent_grid, plan_tiles
 from .settings import RestoreSettings
+from .vae_tiles import SMALLEST, bytes_per_latent
 from .video.resize import target_size
-from .workload import Work, count
+from .workload import Work, count, law
 
-LAW = Path(__file__).with_name("estimate_law.json")
 STAGES = {"encode": "vae", "semantics": "encoder", "denoise": "denoiser", "decode": "vae"}
 """The stages in their order, and the network of each."""
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One stage of the whole run. flops: of all its calls; peak_bytes: beside the weights; seconds: None without a
-    measured speed; weight_bytes: of its network.
+    """One stage of the whole run. flops: of all its calls; peak_bytes: beside the weights, tiled_bytes: with the VAE in
+    its smallest tiles; seconds: None without a measured speed; weight_bytes: of its network.
     """
 
     flops: float
     peak_bytes: float
+    tiled_bytes: float
     weight_bytes: float
     seconds: float | None = None
 
@@ -65,8 +65,8 @@ class Estimate:
 
     @property
     def least_bytes(self) -> float:
-        """With one network on the device at a time, as ComfyUI does when memory is short."""
-        return max(s.weight_bytes + self.memory_factor * s.peak_bytes for s in self.stages.values())
+        """With one network on the device at a time, as ComfyUI does when memory is short, and the VAE in tiles."""
+        return max(s.weight_bytes + self.memory_factor * s.tiled_bytes for s in self.stages.values())
 
     @property
     def result_bytes(self) -> float:
@@ -77,12 +77,6 @@ class Estimate:
     def seconds(self) -> float | None:
         times = [s.seconds for s in self.stages.values()]
         return None if any(t is None for t in times) else sum(t for t in times if t is not None)
-
-
-@lru_cache(maxsize=1)
-def law() -> dict[str, Any]:
-    """The measured law: efficiency of every stage, how much more memory is used than counted, and where it is from."""
-    return json.loads(LAW.read_text("utf-8"))
 
 
 def segment_count(frames: int, length: int, overlap: int) -> int:
@@ -103,7 +97,8 @@ def estimate(
     """
     if frames < 1 or height < 1 or width < 1:
         raise SettingsError(f"an estimate needs at least one frame and pixel, got {frames} frames of {width}x{height}")
-    denoiser, vae, encoder = networks.get("denoiser"), networks["vae"], networks.get("encoder")
+    denoiser, encoder = networks.get("denoiser"), networks.get("encoder")
+    vae: Any = networks["vae"]
     if vae is None:
         raise SettingsError("an estimate needs the VAE")
     size = target_size(height, width, settings.scale)
@@ -112,7 +107,7 @@ def estimate(
     works = {"encode": encode_work(vae, size).times(frames), "decode": decode_work(vae, size, length).times(segments)}
     if settings.steps and denoiser is not None:
         steps = len(make_sampler(settings.sampler, settings.steps, settings.strength).timesteps)
-        step, tiles = step_work(denoiser, padded(size, vae), length, settings)
+        step, tiles = step_work(denoiser, latent_grid(size, vae.config.downscale), length, settings)
         works["denoise"] = step.times(tiles * steps * segments)
         if encoder is not None:
             works["semantics"] = semantics_work(encoder, height, width).times(frames)
@@ -120,9 +115,11 @@ def estimate(
     held = {**weights, **(stored or {})}
     rates = rate if isinstance(rate, Mapping) else dict.fromkeys(networks, rate)
     efficiency = law()["efficiency"]
+    tiled = {"encode": tiled_bytes(vae, size, 1), "decode": tiled_bytes(vae, size, length)}
     stages = {
         name: StageEstimate(
-            works[name].flops, works[name].peak_bytes, held[network],
+            works[name].flops, works[name].peak_bytes, min(works[name].peak_bytes, tiled.get(name, math.inf)),
+            held[network],
             None if (speed := rates[network]) is None else works[name].flops / (speed * efficiency[name]),
         )
         for name, network in STAGES.items() if name in works
@@ -135,27 +132,31 @@ def meta(module: Any, *shape: int) -> Tensor:
     return torch.empty(shape, device="meta", dtype=module.dtype)
 
 
-def padded(size: tuple[int, int], vae: Any) -> tuple[int, int]:
-    """The latent grid (h, w) of enlarged frames."""
-    multiple = vae.config.downscale * GRID
-    return (math.ceil(size[0] / multiple) * GRID, math.ceil(size[1] / multiple) * GRID)
-
-
 def encode_work(vae: Any, size: tuple[int, int]) -> Work:
     """Encoding one frame of the enlarged size."""
-    grid = padded(size, vae)
+    grid = latent_grid(size, vae.config.downscale)
     return count(partial(vae.encode, meta(vae, 1, 3, *(side * vae.config.downscale for side in grid))))
 
 
 def decode_work(vae: Any, size: tuple[int, int], length: int) -> Work:
     """Decoding one segment with the features of its frames."""
-    grid = padded(size, vae)
+    grid = latent_grid(size, vae.config.downscale)
     with torch.no_grad():
         features = vae.encode(meta(vae, length, 3, *(side * vae.config.downscale for side in grid)))[2]
     latents = meta(vae, length, vae.config.latent_channels, *grid)
     work = count(lambda: vae.decode(latents, features, num_frames=length, fusion=1.0))
-    kept = sum(feature.nbytes for feature in features) + 2 * 4 * 3 * length * size[0] * size[1]  # and fp32 pictures
+    kept = sum(feature.nbytes for feature in features) + _pixel_bytes(size, length)
     return Work(work.flops, work.peak_bytes + kept)
+
+
+def tiled_bytes(vae: Any, size: tuple[int, int], length: int) -> float:
+    """Most bytes of encoding or decoding `length` frames in the smallest tiles, with the pixels of whole frames."""
+    return bytes_per_latent(vae.config, vae.dtype, length) * SMALLEST**2 + _pixel_bytes(size, length)
+
+
+def _pixel_bytes(size: tuple[int, int], length: int) -> int:
+    """What is decoded, and the fp32 pictures made of it."""
+    return 2 * 4 * 3 * length * size[0] * size[1]
 
 
 def step_work(denoiser: Any, grid: tuple[int, int], length: int, settings: RestoreSettings) -> tuple[Work, int]:
@@ -243,7 +244,7 @@ def describe(found: Estimate) -> str:
     lines = [
         f"{found.frames} frames become {found.size[1]}x{found.size[0]}, in {found.segments} segments",
         f"memory of the device: {found.device_bytes / gib:.1f} GB, at least {found.least_bytes / gib:.1f} GB "
-        f"with one network at a time (weights {found.weight_bytes / gib:.1f} GB)",
+        f"with one network at a time and the VAE in tiles (weights {found.weight_bytes / gib:.1f} GB)",
         f"main memory for the result as IMAGE: {found.result_bytes / gib:.1f} GB (a streamed video: none of it)",
     ]
     for name, stage in found.stages.items():

@@ -18,9 +18,8 @@ from torch.nn import functional
 
 from . import vae_tiles
 from .errors import InputError, SettingsError
-from .estimate import padded
 from .sampling import loop
-from .sampling.tiles import GRID
+from .sampling.tiles import GRID, latent_grid
 from .video.colour import match_colour
 from .video.resize import crop, pad_to_multiple, target_size, upscale_bicubic
 from .video.steadying import steady
@@ -298,7 +297,7 @@ def upscale_alpha(alpha: Tensor, scale: float) -> Tensor:
 
 
 def _check_latents(vae: Any, latents: Tensor, frames: Tensor, size: tuple[int, int]) -> None:
-    grid = padded(size, vae)
+    grid = latent_grid(size, vae.config.downscale)
     if len(latents) != len(frames) or tuple(latents.shape[-2:]) != grid:
         raise InputError(
             f"latents {tuple(latents.shape)} do not belong to these frames: {len(frames)} frames enlarged to "

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from .errors import SettingsError
-from .estimate import law, padded
 from .memory import free_bytes, is_out_of_memory, release_cached
 from .networks.temporal_vae import TemporalVAE, VAEConfig
-from .sampling.tiles import GRID, Tile, blend_tiles, plan_tiles
-from .workload import count
+from .sampling.tiles import GRID, Tile, blend_tiles, latent_grid, plan_tiles
+from .workload import count, law
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def fitting_tile(config: VAEConfig, dtype: torch.dtype, grid: tuple[int, int], l
 def bytes_per_latent(config: VAEConfig, dtype: torch.dtype, length: int) -> float:
     """Bytes of activations for every latent of the grid while `length` frames are decoded, with their skip features.
 
-    Counted without data, times what the memory's law says is used beside (`estimate.law`).
+    Counted without data, times what the memory's law says is used beside (`workload.law`).
     """
     vae = TemporalVAE(config, dtype=dtype, device="meta").requires_grad_(False)
     empty = partial(torch.empty, dtype=dtype, device="meta")
@@ -114,7 +113,7 @@ class FittingTiles:
     ) -> None:  # fmt: skip
         self._vae, self._length, self._device, self._free_memory = vae, length, device, free_memory
         self._remedy = remedy
-        self._grid = padded(size, vae)
+        self._grid = latent_grid(size, vae.config.downscale)
         self._tile: int | None = None
 
     def run(self, work: Callable[[int], Result]) -> Result:

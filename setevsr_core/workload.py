@@ -1,11 +1,16 @@
-"""How much a network call computes and holds, counted on tensors without data: exact, for any size, at no cost."""
+"""How much a network call computes and holds, counted on tensors without data: exact, for any size, at no cost. What
+machines make of such counts is a measured law beside it.
+"""
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -14,6 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+LAW = Path(__file__).with_name("estimate_law.json")
+
+
+@lru_cache(maxsize=1)
+def law() -> dict[str, Any]:
+    """The measured law: efficiency of every stage, how much more memory is used than counted, and where it is from."""
+    return json.loads(LAW.read_text("utf-8"))
 
 
 @dataclass(frozen=True)

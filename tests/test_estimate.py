@@ -74,6 +74,14 @@ def test_estimate_follows_the_settings(networks: dict[str, nn.Module | None]) ->
     assert of(frames=3).segments == 1
 
 
+def test_the_least_memory_has_the_vae_in_tiles() -> None:
+    networks = {"denoiser": None, "vae": TemporalVAE(VAEConfig.sd21(), device="meta", dtype=HALF), "encoder": None}
+    small, large = (estimates.estimate(networks, *size, 5, RestoreSettings(scale=4.0, steps=0))
+                    for size in ((64, 64), (270, 480)))  # fmt: skip
+    assert small.least_bytes == small.device_bytes  # no larger than a tile
+    assert large.device_bytes > 20 * 1.9e9 / 2 > 4 * large.least_bytes > 4 * small.least_bytes
+
+
 def test_networks_count_in_types_of_their_own(networks: dict[str, nn.Module | None]) -> None:
     """Rates and stored weights by network, and a preset's networks in the type of each."""
     settings = RestoreSettings(scale=4.0, steps=1, sampler="ddim", tile=16, tile_overlap=8)

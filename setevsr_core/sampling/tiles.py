@@ -38,6 +38,14 @@ class Tile:
         return grid[..., self.top : self.bottom, self.left : self.right]
 
 
+def latent_grid(size: tuple[int, int], downscale: int) -> tuple[int, int]:
+    """(h, w) of the latents of frames of `size` (H, W) pixels, padded to what the U-Net needs; `downscale` pixels a
+    side make one latent.
+    """
+    multiple = downscale * GRID
+    return (-(-size[0] // multiple) * GRID, -(-size[1] // multiple) * GRID)
+
+
 def check_tiling(tile: int, overlap: int) -> None:
     """`SettingsError` unless tile is 0 (off) or a positive multiple of 8 latent pixels and 0 <= overlap < tile."""
     if tile < 0 or tile % GRID:
