@@ -8,6 +8,7 @@ A tile brings the skip features of its own pixels: nothing as large as a frame i
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -150,7 +151,16 @@ class FittingTiles:
 
 
 def _plan(grid: tuple[int, int], tile: int) -> tuple[Tile, ...]:
-    return plan_tiles(*grid, tile, tile // 4)
+    overlap = tile // 4
+    if tile:
+        tile = max(_least_side(side, tile, overlap) for side in grid)
+    return plan_tiles(*grid, tile, overlap)
+
+
+def _least_side(side: int, tile: int, overlap: int) -> int:
+    """The smallest tile that covers `side` latents with no more tiles than `tile` does: less is computed twice."""
+    tiles = max(1, math.ceil((side - overlap) / (tile - overlap)))
+    return math.ceil((side + (tiles - 1) * overlap) / tiles / GRID) * GRID
 
 
 def _enlarged(place: Tile, factor: int) -> Tile:

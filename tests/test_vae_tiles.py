@@ -96,6 +96,15 @@ def test_a_tile_is_as_large_as_the_memory_allows() -> None:
     assert bytes_per_latent(config, torch.float32, length) > 1.5 * each
 
 
+@pytest.mark.parametrize(("grid", "tile", "expected", "count"), [
+    ((64, 64), 48, 40, 4), ((136, 240), 88, 80, 8), ((64, 64), 64, 64, 1), ((32, 256), 64, 64, 5), ((64, 64), 0, 64, 1),
+])  # fmt: skip
+def test_no_tile_is_larger_than_it_takes(grid: tuple[int, int], tile: int, expected: int, count: int) -> None:
+    plan = vae_tiles._plan(grid, tile)
+    assert len(plan) == count
+    assert {(place.height, place.width) for place in plan} == {(min(expected, grid[0]), min(expected, grid[1]))}
+
+
 def test_a_full_memory_makes_tiles_smaller_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     tried: list[int] = []
 
