@@ -114,16 +114,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True if `error` says that the accelerator's (or the CPU's) memory is full."""
     import comfy.model_management as management
 
+    from ..setevsr_core import memory
+
     if hasattr(management, "is_oom"):
-        return bool(management.is_oom(error)) or _cpu_out_of_memory(error)
+        return bool(management.is_oom(error)) or memory.is_out_of_memory(error)
     known = management.OOM_EXCEPTION
-    return (known is not Exception and isinstance(error, known)) or _cpu_out_of_memory(error)
-
-
-def _cpu_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error) and "memory" in str(error)
-    )
+    return (known is not Exception and isinstance(error, known)) or memory.is_out_of_memory(error)
 
 
 def free_cached_memory() -> None:
