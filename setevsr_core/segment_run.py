@@ -129,21 +129,15 @@ class SegmentRun:
     def _encode(self, span: Span, frames: Tensor) -> stages.EncodedFrames:
         """Latents of the segment, with skip features if they fit the budget; only new frames are computed."""
 
-        def encode_in(tile: int, frame: Tensor) -> stages.EncodedFrames:
-            return stages.encode_latents(
-                self._networks.vae,
-                frame,
-                self._settings.scale,
-                keep_features=self._keep_features,
-                tile=tile,
-                device=self._networks.vae_device,
-                check_cancel=self._check_cancel,
-            )
-
-        size = target_size(frames.shape[1], frames.shape[2], self._settings.scale)
+        networks, scale = self._networks, self._settings.scale
+        tiles = self._fitting(target_size(frames.shape[1], frames.shape[2], scale), 1)
+        options = {"device": networks.vae_device, "check_cancel": self._check_cancel}
 
         def encode(frame: Tensor) -> stages.EncodedFrames:
-            encoded = self._fitting(size, 1).run(partial(encode_in, frame=frame))
+            keep = self._keep_features
+            encoded = tiles.run(
+                lambda tile: stages.encode_latents(networks.vae, frame, scale, keep_features=keep, tile=tile, **options)
+            )
             kept = sum(feature.nbytes for feature in encoded.features or ()) * self._settings.length
             if kept <= FEATURE_BUDGET:
                 return encoded
