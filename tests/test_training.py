@@ -30,13 +30,14 @@ from setevsr_core.sampling.schedules import linspace_timesteps
 from setevsr_core.training.activations import checkpoint_blocks
 from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.estimate import estimate_memory, step_flops
-from setevsr_core.training.losses import flow_consistency, temporal_difference, warp
+from setevsr_core.training.losses import flow_consistency, temporal_difference
 from setevsr_core.training.options import merged_options, train_settings
 from setevsr_core.training.processes import Processes
 from setevsr_core.training.rollout_stages import TurboStage, rollout
 from setevsr_core.training.train_command import FLAGS, NUMBERS, STAGES
 from setevsr_core.training.trainer import Batch, Stage, Trainer, TrainSettings
 from setevsr_core.training.vae_stages import Adversary, PixelLoss, random_windows
+from setevsr_core.video.motion import warp
 
 from .training_helpers import TINY_DENOISER, TINY_VAE, write_networks, write_pack
 

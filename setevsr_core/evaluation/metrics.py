@@ -8,13 +8,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError, require
+from ..video.motion import motion_back, warp
 
 FrameDistance = Callable[[Tensor, Tensor], float]
 """Distance of two frames (1, 3, H, W) in 0..1."""
@@ -80,22 +80,14 @@ def warping_error(clip: Tensor, truth: Tensor) -> float:
     Flow and visibility come from the truth (DIS optical flow), so that all methods are measured on the same pixels.
     """
     check_pair(clip, truth)
-    cv2: Any = require("cv2", "opencv-python-headless", "the warping error")
-    if len(clip) < 2:
-        return 0.0
-    from ..training.losses import warp
-
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     errors = []
     for i in range(len(clip) - 1):
-        greys = [(truth[j].mean(-1) * 255).round().byte().numpy() for j in (i + 1, i)]
-        flow = torch.from_numpy(dis.calc(*greys, None)).permute(2, 0, 1)[None]
-        before, after = (x.float().permute(2, 0, 1)[None] for x in (clip[i], clip[i + 1]))
-        true_before, true_after = (x.float().permute(2, 0, 1)[None] for x in (truth[i], truth[i + 1]))
-        visible = (warp(true_before, flow) - true_after).abs().mean(1, keepdim=True) < 0.05
+        before, after, true_before, true_after = (frame.float().permute(2, 0, 1)[None]
+                                                  for frame in (clip[i], clip[i + 1], truth[i], truth[i + 1]))
+        flow, visible = motion_back(true_before, true_after, "MEDIUM", "the warping error")
         difference = (warp(before, flow) - after).abs().mean(1, keepdim=True)
         errors.append(255 * float(difference[visible].mean()) if visible.any() else 0.0)
-    return sum(errors) / len(errors)
+    return sum(errors) / max(len(errors), 1)
 
 
 def mean_distance(distance: FrameDistance, result: Tensor, truth: Tensor) -> float:

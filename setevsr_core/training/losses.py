@@ -12,6 +12,7 @@ from torch._guards import detect_fake_mode
 from torch.nn import functional as F
 
 from ..errors import CheckpointError, require
+from ..video.motion import motion_back, warp
 
 
 class PerceptualLoss(nn.Module):
@@ -101,10 +102,10 @@ def flow_consistency(prediction: Tensor, target: Tensor, num_frames: int) -> Ten
     """
     if num_frames < 2 or is_fake(prediction):  # OpenCV needs real pictures
         return prediction.new_zeros(())
-    video, truth = (x.unflatten(0, (-1, num_frames)) for x in (prediction, target))
-    flow, visible = _target_flow(truth)
-    previous, following = video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1)
-    weight = visible * (1 + 3 * _edges(truth[:, 1:].flatten(0, 1)))
+    previous, following = _neighbours(prediction, num_frames)
+    before, after = _neighbours(target, num_frames)
+    flow, visible = motion_back((before + 1) / 2, (after + 1) / 2, "ULTRAFAST", "the sequence loss")
+    weight = visible * (1 + 3 * _edges(after))
     return (weight * (warp(previous, flow) - following).abs()).mean()
 
 
@@ -115,28 +116,10 @@ def is_fake(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
-def warp(pixels: Tensor, flow: Tensor) -> Tensor:
-    """Sample (N, C, H, W) at every pixel's position + flow (N, 2, H, W) in pixels (x, y); borders repeat."""
-    height, width = pixels.shape[-2:]
-    y, x = torch.meshgrid(torch.arange(height, device=flow.device), torch.arange(width, device=flow.device),
-                          indexing="ij")
-    grid_x = (x + flow[:, 0]) * 2 / max(width - 1, 1) - 1
-    grid_y = (y + flow[:, 1]) * 2 / max(height - 1, 1) - 1
-    grid = torch.stack([grid_x, grid_y], dim=-1).to(pixels.dtype)
-    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=True)
-
-
-@torch.no_grad()
-def _target_flow(truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Videos (B, T, 3, H, W) -> flow from each frame back to its predecessor and the mask of visible pixels."""
-    cv2 = require("cv2", "opencv-python", "the sequence loss")
-    grey = ((truth.float().mean(2) + 1) * 127.5).clamp(0, 255).byte().cpu().numpy()
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-    flows = [torch.from_numpy(dis.calc(clip[i + 1], clip[i], None)) for clip in grey for i in range(len(clip) - 1)]
-    flow = torch.stack(flows).permute(0, 3, 1, 2).to(truth.device)
-    previous, following = truth[:, :-1].flatten(0, 1).float(), truth[:, 1:].flatten(0, 1).float()
-    mismatch = (warp(previous, flow) - following).abs().mean(1, keepdim=True)
-    return flow, (mismatch < 0.1).float()
+def _neighbours(pixels: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
+    """Clips (B*T, C, H, W) -> the frames that have one after them, and those after them, (B*(T-1), C, H, W) each."""
+    video = pixels.unflatten(0, (-1, num_frames))
+    return video[:, :-1].flatten(0, 1), video[:, 1:].flatten(0, 1)
 
 
 def _edges(pixels: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 Noise, grain and the traces of compression change from frame to frame, what was filmed does not. What a network would
 take for detail in one frame, and for other detail in the next, is quieter once each frame is averaged with its
-neighbours along the motion. The motion is that of dense optical flow (DIS, Kroeger et al. 2016, by OpenCV); a
-neighbour counts where it still looks alike after it was moved, so that nothing trails behind what moves or appears.
+neighbours along the motion. The motion is that of dense optical flow (`motion`); a neighbour
+counts where it still looks alike after it was moved, so that nothing trails behind what moves or appears.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingsError, require
+from .motion import dense_flow
 from .segments import Span, Window, shots
 
 MAX_RADIUS = 4
@@ -28,6 +29,7 @@ _MOTION_SIGMA, _LIKENESS_SIGMA = 0.75, 1.0  # of the Gaussians before the search
 _OTHER = 0.03  # usual difference above which a frame shows something else: a cut that nobody found, a flash, a fade
 _NO_NOISE = 1e-6  # below every difference that pixels can have
 _SEARCHED = 1280  # motion is searched in frames halved or doubled until their longer side is just within this
+_PURPOSE = "averaging frames along their motion (steady)"
 _TINY = 16  # a shorter side below this, as it is searched, is too small for OpenCV's pyramid
 
 
@@ -116,7 +118,7 @@ class _View:
         height, width = self.pixels.shape[:2]
         flow = np.zeros((height, width, 2), np.float32)
         if min(self.grey.shape) >= _TINY:
-            flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(self.grey, other.grey, None)
+            flow = dense_flow(self.grey, other.grey, "FAST", _PURPOSE)
         if flow.shape[:2] != (height, width):
             shrinks = self.factor > 1
             flow = cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -158,4 +160,4 @@ def _mean_of_channels(pixels: Any) -> Any:
 
 
 def _opencv() -> Any:
-    return require("cv2", "opencv-python-headless", "averaging frames along their motion (steady)")
+    return require("cv2", "opencv-python-headless", _PURPOSE)
