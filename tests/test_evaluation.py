@@ -322,8 +322,16 @@ def test_methods_are_parsed_and_named(tmp_path: Path) -> None:
     assert preset.settings == {"steps": 4, "strength": 0.5, "sampler": "ddim"}
     assert methods.parse_method("preset:nano:steps=0").name == "nano (steps 0)"
     assert methods.parse_method(str(tmp_path)).name == tmp_path.name
+    assert methods.parse_method("bicubic:steady=4,steady_result=2").name == "bicubic (steady 4, steady_result 2)"
+    (tmp_path / "a:b=c").mkdir()
+    assert isinstance(methods.parse_method(str(tmp_path / "a:b=c")), methods.Results)
     with pytest.raises(SettingsError, match="two methods are called 'bicubic'"):
         methods.parse_methods(["bicubic", "bicubic"])
+    with pytest.raises(SettingsError, match="'steps' in the method 'bicubic:steps=2' is no setting of it"):
+        methods.parse_method("bicubic:steps=2")
+    for radius in ("5", "-1", "0.5", "much"):
+        with pytest.raises(SettingsError, match="steady in the method .* whole number from 0 to 4"):
+            methods.parse_method(f"bicubic:steady={radius}")
     with pytest.raises(SettingsError, match="unknown method 'magic'"):
         methods.parse_method("magic")
     with pytest.raises(SettingsError, match="--scale"):
@@ -338,6 +346,17 @@ def test_other_settings_of_a_preset_are_another_method() -> None:
     prints = [fingerprint(settings) for settings in ("", ":steps=0", ":steps=4", ":steps=4,strength=0.5")]
     assert len(set(prints)) == 4
     assert fingerprint(":strength=0.5,steps=4") == prints[3]
+
+
+def test_a_method_of_single_frames_can_be_steadied() -> None:
+    torch.manual_seed(0)
+    still = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 8), (24, 32), mode="bicubic").clamp(0.1, 0.9)
+    noisy = (still.repeat(5, 1, 1, 1) + 0.02 * torch.randn(5, 3, 24, 32)).movedim(1, -1)
+    clip = datasets.Clip("clip", noisy, None, (0, 0, 96, 128), (96, 128))
+    runs = [methods.parse_method(f"bicubic{settings}") for settings in ("", ":steady=2", ":steady=2,steady_result=2")]
+    flicker = [float(method(clip).diff(dim=0).abs().mean()) for method in runs]
+    assert flicker[0] > 1.5 * flicker[1] > 1.5 * flicker[2]
+    assert len({method.fingerprint("clip") for method in runs}) == 3
 
 
 def test_tiles_give_the_whole_picture() -> None:
@@ -440,6 +459,7 @@ def test_command_refuses_a_shifted_result_and_keeps_the_rows(
         (["--clips", "three"], "no clip 'three'; the set has one, two"),
         (["--metrics", "beauty"], "unknown metric 'beauty'"),
         (["--methods", "preset:none"], "no preset 'none'"),
+        (["--device", "cuda:77"], "device is 'cuda:77', which cannot compute here"),
     ],
 )
 def test_command_names_what_is_wrong(

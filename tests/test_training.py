@@ -379,6 +379,12 @@ def test_every_stage_has_complete_defaults(stage: str, size: str) -> None:
     assert {name.replace("-", "_") for name, *_ in (*NUMBERS, *FLAGS)} <= set(vars(options))
 
 
+@pytest.mark.parametrize("device", ["toaster", "cuda:77"])
+def test_a_device_that_is_not_there_is_refused_before_any_work(device: str) -> None:
+    with pytest.raises(SettingsError, match=f"device is '{device}'"):
+        Processes(device)
+
+
 def test_warp_follows_the_flow() -> None:
     pixels = torch.rand(1, 1, 6, 8)
     flow = torch.zeros(1, 2, 6, 8)

@@ -28,7 +28,8 @@ def add_parser(subparsers: Any) -> None:
                         "made); auto (default) takes the ready-made version where there is exactly one")
     parser.add_argument("--methods", nargs="+", default=["bicubic", "preset:nano"], metavar="METHOD",
                         help="bicubic, preset:NAME[:steps=4,strength=0.5], a weight file that spandrel knows, or a "
-                        "folder of results by clip name; LABEL@METHOD names it (default: bicubic preset:nano)")
+                        "folder of results by clip name; LABEL@METHOD names it; bicubic and files take "
+                        ":steady=4,steady_result=2 (default: bicubic preset:nano)")
     parser.add_argument("--metrics", nargs="+", default=list(_METRICS), metavar="METRIC",
                         help=f"which figures (default: all): {', '.join(_METRICS)}")
     parser.add_argument("--weights", nargs="+", type=Path, default=[], metavar="FOLDER",
@@ -47,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--picture-crop", default="96x72", metavar="WxH", help="size of the compared crop")
     parser.add_argument("--picture-at", metavar="X,Y", help="its upper left corner (default: most detail)")
     parser.add_argument("--profile", choices=("row", "column"), default="row", help="line of the temporal profile")
-    parser.add_argument("--device", help="cpu, cuda, ... (default: the best there is)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps, ... (default: CUDA if there is one, else the CPU)")
     parser.set_defaults(run=run)
 
 
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Errors: SeTeVSRError for data, methods, settings or an out folder that do not fit; rows so far are kept."""
     import torch
 
+    from ..devices import usable_device
     from .datasets import ClipLoader, find_clips
     from .measures import Equipment, Instruments
     from .methods import parse_methods
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from .tables import markdown, write_csv
 
     crop = _pair(args.crop, "x", "--crop") if args.crop else None
-    device = _device(args.device)
+    device = str(usable_device(args.device))
     loader = ClipLoader(args.scale, args.frames, crop, args.seed)
     clips = _chosen(find_clips(args.data, args.dataset, args.lr), args.clips)
     look = PictureSettings(_pair(args.picture_crop, "x", "--picture-crop"),
@@ -98,17 +100,6 @@ def _pair(text: str, separator: str, option: str, least: int = 1) -> tuple[int, 
     if match is None or min(int(match[1]), int(match[2])) < least:
         raise SettingsError(f"{option} is '{text}'; write two whole numbers, as in 512{separator}384")
     return int(match[1]), int(match[2])
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return str(torch.device(name))
-    except RuntimeError as error:
-        raise SettingsError(f"device is '{name}'; give cpu, cuda, cuda:0 or mps") from error
 
 
 def _chosen(clips: list[Any], names: list[str] | None) -> list[Any]:

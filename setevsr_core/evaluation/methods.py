@@ -1,10 +1,14 @@
-"""What is compared: bicubic, presets with settings, upscaler networks, folders of ready results."""
+"""What is compared: bicubic, presets with settings, upscaler networks, folders of ready results.
+
+Bicubic and upscaler networks go frame by frame; with `steady` they get frames averaged along their motion, and with
+`steady_result` their results are averaged, as presets do it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +19,7 @@ from torch.nn import functional as F
 from ..errors import CheckpointError, InputError, SettingsError, require
 from ..training.sources import VIDEO_SUFFIXES
 from ..video.resize import upscale_bicubic
+from ..video.steadying import MAX_RADIUS, steady_video
 from .datasets import Clip, is_sequence, read_frames
 
 TILE, TILE_MARGIN = 256, 16
@@ -41,23 +46,45 @@ class Method(Protocol):
 
 
 def parse_method(spec: str, *, scale: int = 4, device: str | None = None) -> Method:
-    """`bicubic`, `preset:NAME[:key=value,...]`, a weight file or a folder of results; `LABEL@` before it names it.
+    """`bicubic`, `preset:NAME`, a weight file or a folder of results; `LABEL@` before it names it, and settings come
+    after a last colon: for a preset those of `Restorer.restore` (`preset:nano:steps=4,strength=0.5`), for bicubic and a
+    weight file `steady` and `steady_result`.
 
     Errors: SettingsError or CheckpointError naming the specification.
     """
     label, at, rest = spec.partition("@")
     if not at or "/" in label or ":" in label:
         label, rest = "", spec
-    if rest == "bicubic":
-        return Bicubic(label or "bicubic", spec, scale)
-    if rest.startswith("preset:"):
-        return Preset.parse(label, spec, rest, scale, device)
-    path = Path(rest)
-    if path.is_dir():
-        return Results(label or path.name, spec, path)
+    what, settings = _parts(rest, spec)
+    shown = f" ({', '.join(f'{key} {value}' for key, value in settings.items())})" if settings else ""
+    if what.startswith("preset:"):
+        preset = what.removeprefix("preset:")
+        return Preset(label or Path(preset).name + shown, spec, preset, settings, scale, device)
+    path = Path(what)
+    if what == "bicubic":
+        return _steadied(Bicubic(label or what + shown, spec, scale), settings)
     if path.is_file():
-        return Upscaler(label or path.stem, spec, path, scale, device)
+        return _steadied(Upscaler(label or path.stem + shown, spec, path, scale, device), settings)
+    if path.is_dir() and not settings:
+        return Results(label or path.name, spec, path)
     raise SettingsError(f"unknown method {rest!r}; give bicubic, preset:NAME, a weight file or a folder of results")
+
+
+def _parts(rest: str, spec: str) -> tuple[str, dict[str, Any]]:
+    """What is before the settings, and these."""
+    # A path may have colons and "=" too (C:\presets): settings are what makes no path that is there.
+    what, colon, tail = rest.rpartition(":")
+    if not colon or "=" not in tail or Path(rest.removeprefix("preset:")).exists():
+        return rest, {}
+    settings: dict[str, Any] = {}
+    for pair in filter(None, tail.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise SettingsError(f"'{pair}' in the method '{spec}' is no setting; write key=value, as in steps=0")
+        settings[key.strip()] = _value(value.strip())
+    if "scale" in settings:
+        raise SettingsError(f"the method '{spec}' sets the scale; it is one for all methods: --scale")
+    return what, settings
 
 
 def parse_methods(specs: Sequence[str], *, scale: int = 4, device: str | None = None) -> list[Method]:
@@ -102,23 +129,6 @@ class Preset:
     scale: int
     device: str | None
     _restorer: Any = field(default=None, repr=False)
-
-    @classmethod
-    def parse(cls, label: str, spec: str, rest: str, scale: int, device: str | None) -> Preset:
-        # The name may be a path with colons (C:\presets): only a last part with "=" is settings.
-        name, colon, tail = rest.removeprefix("preset:").rpartition(":")
-        if not colon or "=" not in tail:
-            name, tail = rest.removeprefix("preset:"), ""
-        settings: dict[str, Any] = {}
-        for pair in filter(None, tail.split(",")):
-            key, equals, value = pair.partition("=")
-            if not equals or not key:
-                raise SettingsError(f"'{pair}' in the method '{spec}' is no setting; write key=value, as in steps=0")
-            settings[key.strip()] = _value(value.strip())
-        if "scale" in settings:
-            raise SettingsError(f"the method '{spec}' sets the scale; it is one for all methods: --scale")
-        short = Path(name).name + (f" ({', '.join(f'{k} {v}' for k, v in settings.items())})" if settings else "")
-        return cls(label or short, spec, name, settings, scale, device)
 
     def fingerprint(self, clip: str) -> str:
         from ..checkpoints.presets import preset_folder
@@ -206,6 +216,40 @@ def tiled(network: Any, picture: Tensor, factor: int, tile: int = TILE, margin: 
             inner = large[:, :, (top - y) * factor : (bottom - y) * factor, (left - x) * factor : (right - x) * factor]
             result[:, :, top * factor : bottom * factor, left * factor : right * factor] = inner
     return result
+
+
+def _steadied(method: Method, settings: dict[str, Any]) -> Method:
+    """The method, on steadied frames where the settings say so. Errors: SettingsError for any other setting."""
+    for key, value in settings.items():
+        if key not in ("steady", "steady_result"):
+            raise SettingsError(f"'{key}' in the method '{method.spec}' is no setting of it: it has steady and "
+                                "steady_result")
+        if not isinstance(value, int) or not 0 <= value <= MAX_RADIUS:
+            raise SettingsError(f"{key} in the method '{method.spec}' must be a whole number from 0 to {MAX_RADIUS}")
+    return Steadied(method.name, method.spec, method, **settings) if settings else method
+
+
+@dataclass
+class Steadied:
+    """Another method, on frames averaged along their motion over `steady` neighbours each way, and its results over
+    `steady_result`: what a method that sees single frames gains by it.
+    """
+
+    name: str
+    spec: str
+    method: Method
+    steady: int = 0
+    steady_result: int = 0
+
+    def fingerprint(self, clip: str) -> str:
+        return _stamp([], self.method.fingerprint(clip), f"steady {self.steady}, result {self.steady_result}")
+
+    def prepare(self) -> None:
+        self.method.prepare()
+
+    def __call__(self, clip: Clip) -> Tensor:
+        steadied = replace(clip, lr=steady_video(clip.lr, self.steady))
+        return steady_video(self.method(steadied), self.steady_result)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import SettingsError, require
+from ..errors import require
 
 INTERPOLATIONS = ("linear", "area", "cubic")
 
@@ -82,14 +82,9 @@ class TorchWork:
     """Frames are float32 tensors (3, 1, H, W): the colours are a batch of grey pictures."""
 
     def __init__(self, device: str) -> None:
-        import torch
+        from ..devices import usable_device
 
-        try:
-            self.device = torch.device(device)
-            torch.zeros(1, device=self.device)
-        except (RuntimeError, AssertionError, ImportError) as error:
-            raise SettingsError(f"device is '{device}', which cannot be used here ({error}); give cuda, or leave it "
-                                "out to compute by OpenCV") from error
+        self.device = usable_device(device)
 
     def enter(self, frame: np.ndarray) -> Any:
         import torch

@@ -13,6 +13,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor
 
+from ..devices import usable_device
 from ..errors import SettingsError, require
 
 PATIENCE = timedelta(days=1)
@@ -35,7 +36,7 @@ class Processes:
             self._state = accelerate.PartialState(cpu=device == "cpu", timeout=PATIENCE)
             self.rank, self.device = self._state.process_index, self._state.device
         else:
-            self.rank, self.device = 0, _device(device)
+            self.rank, self.device = 0, usable_device(None if device == "auto" else device)
 
     @property
     def main(self) -> bool:
@@ -67,15 +68,3 @@ class Processes:
         """Return when all processes have come here."""
         if self._state is not None:
             self._state.wait_for_everyone()
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise SettingsError(f"device is '{name}'; give auto, cpu, cuda or cuda:0") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(f"device is '{name}', but this PyTorch sees no GPU; leave --device out or give cpu")
-    return device
