@@ -8,23 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import VideoError
-
-VIDEOS = (
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".m2ts",
-    ".wmv",
-    ".flv",
-    ".ogv",
-    ".3gp",
-)
+from .video.formats import VIDEO_ENDINGS
 
 
 def plan(
@@ -53,7 +37,7 @@ def plan(
             raise VideoError(f"'{output}' names no new folder, and pictures get one of their own; give one, "
                              f"as in restored/{target.name}")
         return [(sources[0], target)], False
-    if target.is_file() or is_pattern(target) or target.suffix.lower() in VIDEOS:
+    if target.is_file() or is_pattern(target) or target.suffix.lower() in VIDEO_ENDINGS:
         raise VideoError(f"'{output}' is the name of one file, and there may be several results; give a folder")
     ending = ending if ending.startswith(".") else "." + ending
     stems = Counter(path.stem for path in sources)
@@ -92,5 +76,5 @@ def _videos_in(folder: Path) -> list[Path]:
     """The videos of a folder, or the folder itself where it holds numbered pictures instead."""
     from .video.sequence import pictures_in
 
-    videos = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in VIDEOS and entry.is_file())
+    videos = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in VIDEO_ENDINGS and entry.is_file())
     return videos or ([folder] if pictures_in(folder) else [])

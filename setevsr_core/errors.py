@@ -23,6 +23,10 @@ class VideoError(SeTeVSRError):
     """A video file cannot be read or written."""
 
 
+class TrainingError(SeTeVSRError):
+    """Training cannot go on: its losses are no numbers any more."""
+
+
 class ClusterError(SeTeVSRError):
     """A cluster cannot be reached, or its workers failed."""
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from setevsr_core import checkpoints
 from setevsr_core.cli import main
-from setevsr_core.errors import SettingsError
+from setevsr_core.errors import SettingsError, TrainingError
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 from setevsr_core.restorer import Restorer
@@ -208,8 +208,50 @@ def test_windows_show_the_same_place_of_prediction_and_target() -> None:
 def test_an_interrupted_run_ends_with_the_same_bits(packed: Path, networks: Path, tmp_path: Path) -> None:
     whole = train("stage1", packed, networks, tmp_path / "whole", steps=4)
     train("stage1", packed, networks, tmp_path / "halves", steps=2)
+    with (tmp_path / "halves" / "log.csv").open("a") as log:  # what a kill after the last checkpoint leaves there
+        log.write("3,9.9,0.5\r\n2,9")
     resumed = train("stage1", packed, networks, tmp_path / "halves", steps=4)
     assert not changed(whole, resumed)
+    curves = [[row[name] for row in csv.DictReader((tmp_path / run / "log.csv").open()) for name in ("step", "eps_mse")]
+              for run in ("whole", "halves")]
+    assert curves[0] == curves[1]
+
+
+def test_training_stops_where_it_diverges_and_keeps_its_last_step(packed: Path, tmp_path: Path) -> None:
+    class Diverging(Squared):
+        def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+            batch.hr[0, 0, 0, 0] = float("nan") if trainer.step == 2 else 0.0
+            return super().losses(batch)
+
+    settings = TrainSettings(steps=9, batch=1, crop=64, frames=1, learning_rate=1e-3, precision="fp32", device="cpu",
+                             save_every=2)
+    network = torch.nn.Linear(64, 8)
+    trainer = Trainer(Diverging(network), PackedDataset(packed), settings, tmp_path, lambda *_: None)
+    with pytest.raises(TrainingError, match="diverged at step 3 .square nan.: take a lower --learning-rate"):
+        trainer.run()
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)["networks"]["network"]
+    assert all(torch.equal(saved[key], value) and value.isfinite().all() for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "option", ["--learning-rate -1", "--minutes 0", "--ema-decay 2", "--decay-from 3", "--sharpen -1", "--warmup -5"]
+)
+def test_settings_that_no_training_can_have_are_refused(
+    option: str, packed: Path, networks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments("vae", packed, networks, tmp_path / "run", *option.split())) != 0
+    name, value = option.split()
+    assert f"{name[2:].replace('-', '_')} is {value}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pack_among_other_folders_is_refused(
+    packed: Path, networks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments("vae", packed, networks, tmp_path / "run")
+    command.insert(command.index(str(packed)), str(tmp_path))
+    assert main(command) != 0
+    assert "is packed already" in capsys.readouterr().err
 
 
 CLOCKS = """

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import InputError, SettingsError, VideoError, require
 from ..training.degradation import Degradation
-from ..training.sources import VIDEO_SUFFIXES
+from ..video.formats import VIDEO_ENDINGS
 from ..video.reading import VideoReader
 
 logger = logging.getLogger(__name__)
@@ -227,14 +227,14 @@ def _first_match(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
 
 
 def _stem(name: str) -> str:
-    return Path(name).stem if Path(name).suffix.lower() in VIDEO_SUFFIXES else name
+    return Path(name).stem if Path(name).suffix.lower() in VIDEO_ENDINGS else name
 
 
 def is_sequence(path: Path) -> bool:
     """A video file, or a folder with pictures directly in it."""
     if path.is_dir():
         return any(entry.suffix.lower() in PICTURE_SUFFIXES for entry in path.iterdir())
-    return path.suffix.lower() in VIDEO_SUFFIXES
+    return path.suffix.lower() in VIDEO_ENDINGS
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import CheckpointError, InputError, SettingsError, require
-from ..training.sources import VIDEO_SUFFIXES
+from ..video.formats import VIDEO_ENDINGS
 from ..video.resize import upscale_bicubic
 from ..video.steadying import MAX_RADIUS, steady_video
 from .datasets import Clip, is_sequence, read_frames
@@ -279,7 +279,7 @@ class Results:
         return frames
 
     def _find(self, clip: str) -> Path:
-        candidates = [self.folder / clip, *(self.folder / f"{clip}{suffix}" for suffix in sorted(VIDEO_SUFFIXES))]
+        candidates = [self.folder / clip, *(self.folder / f"{clip}{suffix}" for suffix in VIDEO_ENDINGS)]
         found = [path for path in candidates if path.exists() and is_sequence(path)]
         if not found:
             raise InputError(f"'{self.folder}' has no result for the clip {clip!r}; it should be a folder or a video "

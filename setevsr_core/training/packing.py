@@ -98,7 +98,8 @@ def _write_plan(
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
         if _comparable(old) != _comparable(plan):
-            raise SettingsError(f"'{out}' holds a pack of other settings or material; choose another folder.")
+            raise SettingsError(f"'{out}' holds a pack of other settings or material: remove it, or fill another "
+                                "folder by `setevsr pack` and give training that one as --data")
     part = path.with_name("meta.json.part")
     part.write_text(json.dumps(plan, indent=1), encoding="utf-8")
     os.replace(part, path)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, SettingsError, VideoError, require
+from ..video.formats import VIDEO_ENDINGS
 
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".webm", ".avi"}
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png"}
 _EXACT = 0x4 | 0x2000 | 0x40000
 """Flags of FFmpeg's scaler: bicubic chroma, all of it, rounded to nearest; the fast default darkens by one level."""
@@ -45,7 +45,7 @@ def list_material(sources: Sequence[Source | str | Path], without: Sequence[str]
         if not folder.is_dir():
             raise InputError(f"the source folder '{folder}' does not exist; name a folder with videos or pictures.")
         for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in VIDEO_SUFFIXES or path.is_dir() and numbered_frames(path):
+            if path.suffix.lower() in VIDEO_ENDINGS or path.is_dir() and numbered_frames(path):
                 videos.append(path)
             elif path.suffix.lower() in PHOTO_SUFFIXES:
                 photos.append(path)
@@ -54,7 +54,7 @@ def list_material(sources: Sequence[Source | str | Path], without: Sequence[str]
             raise SettingsError(f"there is no {name!r} in the source folders to leave out; give NAME or FOLDER/NAME.")
     videos, photos = ([path for path in paths if not _names(path) & set(without)] for paths in (videos, photos))
     if not videos and not photos:
-        raise InputError("the source folders hold no videos (mp4, mkv, mov, webm, avi, or folders of numbered "
+        raise InputError("the source folders hold no videos (mp4, mkv, mov, y4m, ..., or folders of numbered "
                          "pictures) and no pictures (jpg, png).")
     return videos, photos
 

@@ -152,9 +152,12 @@ def _dataset(args: argparse.Namespace, settings: Any, processes: Processes) -> A
     """The packed folder that was given, or one beside the run that the first process makes of the material."""
     from .data import PackedDataset, pack
 
-    first = args.data[0]
-    if len(args.data) == 1 and (first / "meta.json").is_file():
-        return PackedDataset(first)
+    packs = [folder for folder in args.data if (folder / "meta.json").is_file()]
+    if packs and len(args.data) > 1:
+        raise SettingsError(f"'{packs[0]}' is packed already, and --data takes one packed folder or any number of "
+                            "others; pack all the material into one by `setevsr pack`")
+    if packs:
+        return PackedDataset(packs[0])
     folder = args.out.parent / "packed"
     if processes.main:
         pack(args.data, folder, segments=args.segments, frames=max(settings.frames, 5), size=max(settings.crop, 256),

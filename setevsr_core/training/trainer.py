@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingsError, require
+from ..errors import SettingsError, TrainingError, require
 from ..networks.sharpening import unsharp_mask
 from ..precision import training_precision, warn_of_emulation
+from ..video.durable import sync_file, sync_folder, write_atomically
 from .activations import checkpoint_blocks
 from .data import PackedDataset
 from .processes import Processes
@@ -65,6 +66,15 @@ class TrainSettings:
         for name in ("steps", "batch", "crop", "frames", "accumulate", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        for name in ("learning_rate", "minutes"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"{name} is {getattr(self, name):g}, it must be more than 0")
+        for name in ("seed", "warmup", "sharpen"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"{name} is {getattr(self, name):g}, it must be 0 or more")
+        for name in ("ema_decay", "decay_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"{name} is {getattr(self, name):g}, it must lie in 0..1")
         if self.precision not in PRECISIONS:
             raise SettingsError(f"precision is '{self.precision}', choose {', '.join(PRECISIONS)}")
 
@@ -211,7 +221,7 @@ class Trainer:
             values = {name: float(loss.detach()) for name, loss in losses.items()}
         self.processes.average(self.parameters)
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self._require_finite(nn.utils.clip_grad_norm_(self.parameters, 1.0), values)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -220,6 +230,18 @@ class Trainer:
         with self._autocast():
             values |= self.stage.after_step(batch, self.step)
         return values
+
+    def _require_finite(self, norm: Tensor, values: dict[str, float]) -> None:
+        """Stop before a gradient that is no number spoils the weights.
+
+        In fp16 some overflow; the scaler skips their step and lowers its scale. Training has diverged where that does
+        not end. Errors: TrainingError.
+        """
+        lost = self.scaler.get_scale() < 1 if self.scaler.is_enabled() else not norm.isfinite()
+        if lost:
+            said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            raise TrainingError(f"training diverged at step {self.step + 1} ({said}): take a lower --learning-rate, or "
+                                f"--precision fp32, and another --out; {self.folder} keeps its last saved step")
 
     def _rate(self, progress: float) -> float:
         """Linear warm-up, constant, and a linear decay to zero from `decay_from` (a share of all steps) on."""
@@ -271,7 +293,9 @@ class Trainer:
         }
         partial = self.folder / "state.pt.part"
         torch.save(state, partial)
+        sync_file(partial)
         partial.replace(self.folder / "state.pt")
+        sync_folder(self.folder)
 
     def _resume(self) -> None:
         path = self.folder / "state.pt"
@@ -286,7 +310,18 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.stage.load_state(state["stage"])
         self.step, self.seconds = state["step"], state["seconds"]
+        if self.processes.main:
+            self._forget_later_rows()
         log.info("%s resumes at step %d", self.stage.name, self.step)
+
+    def _forget_later_rows(self) -> None:
+        """Take out of the curves what a killed run logged after its last checkpoint: those steps come again."""
+        path = self.folder / "log.csv"
+        if path.exists():
+            header, *rows = path.read_text(encoding="utf-8").splitlines() or [""]
+            whole = [row for row in rows if row.count(",") == header.count(",")]
+            kept = [row for row in whole if int(row.partition(",")[0]) <= self.step]
+            write_atomically(path, "".join(f"{row}\r\n" for row in (header, *kept)).encode())
 
     @torch.no_grad()
     def _strip(self) -> None:

@@ -20,6 +20,9 @@ CONTAINERS: dict[str, tuple[str, dict[str, str]]] = {
     ".webm": ("webm", {}),
 }
 
+VIDEO_ENDINGS = (*CONTAINERS, ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv", ".3gp", ".y4m")
+"""What counts as a video in a folder; a file that is named by itself may end as it likes."""
+
 # Encoders split their work by the number of threads, and the bits follow the split: a fixed number gives the same
 # file on every machine.
 THREADS = 4
