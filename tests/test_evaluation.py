@@ -115,6 +115,11 @@ def test_dists_is_zero_for_equal_frames_and_grows() -> None:
     assert 0 < dists((truth + noise).clamp(0, 1), truth) < dists((truth + 4 * noise).clamp(0, 1), truth)
 
 
+def test_lpips_lies_wholly_on_the_device_that_it_is_given() -> None:
+    metric = metrics.LPIPS(weights_file("alexnet_features.safetensors"), "meta").metric
+    assert {tensor.device.type for tensor in (*metric.parameters(), *metric.buffers())} == {"meta"}
+
+
 def test_vmaf_where_ffmpeg_has_it() -> None:
     from setevsr_core.evaluation.vmaf import VMAF
 

@@ -17,10 +17,11 @@ class DISTS:
     """Structure and texture distance on VGG16 features, 0 (equal) to 1.
 
     weights: safetensors with VGG16's convolutions (`<torchvision index>.weight|bias`); the package brings its own
-    alpha and beta. Errors: CheckpointError for a file that does not fit, MissingPackageError without the package.
+    alpha and beta. device: where it computes.
+    Errors: CheckpointError for a file that does not fit, MissingPackageError without the package.
     """
 
-    def __init__(self, weights: Path) -> None:
+    def __init__(self, weights: Path, device: torch.device | str | None = None) -> None:
         package = require("DISTS_pytorch", "DISTS-pytorch", "DISTS")
         self.metric = _without_download(package)
         own = torch.load(Path(str(package.__file__)).with_name("weights.pt"), map_location="cpu", weights_only=True)
@@ -28,12 +29,13 @@ class DISTS:
             self.metric.alpha.copy_(own["alpha"])
             self.metric.beta.copy_(own["beta"])
         _fill(self.metric, weights)
-        self.metric.eval()
+        self.device = torch.device(device or "cpu")
+        self.metric.eval().to(self.device)
 
     @torch.inference_mode()
     def distance(self, first: Tensor, second: Tensor) -> float:
         """Of two frames (1, 3, H, W) in 0..1."""
-        return float(self.metric(first.float(), second.float()))
+        return float(self.metric(*(x.to(self.device).float() for x in (first, second))))
 
     def __call__(self, result: Tensor, truth: Tensor) -> float:
         """Mean distance over the frames."""

@@ -17,7 +17,9 @@ Figure = Callable[[Tensor, Tensor], float]
 
 @dataclass(frozen=True)
 class Equipment:
-    """What measures are built from. weights: folders that hold weight files; ffmpeg: None looks for one."""
+    """What measures are built from. weights: folders that hold weight files; ffmpeg: None looks for one; device: where
+    the learned ones compute.
+    """
 
     weights: Sequence[Path] = ()
     ffmpeg: str | None = None
@@ -46,7 +48,7 @@ class Measure:
 
 
 def _lpips(equipment: Equipment) -> metrics.LPIPS:
-    return metrics.LPIPS(equipment.find("alexnet_features*.safetensors"))
+    return metrics.LPIPS(equipment.find("alexnet_features*.safetensors"), equipment.device)
 
 
 def _tlpips(equipment: Equipment) -> Figure:
@@ -57,7 +59,7 @@ def _tlpips(equipment: Equipment) -> Figure:
 def _dists(equipment: Equipment) -> Figure:
     from .dists import DISTS
 
-    return DISTS(equipment.find("vgg16_features*.safetensors"))
+    return DISTS(equipment.find("vgg16_features*.safetensors"), equipment.device)
 
 
 def _vmaf(equipment: Equipment) -> Figure:

@@ -117,10 +117,10 @@ def planes(clip: Tensor) -> list[Tensor]:
 class LPIPS:
     """LPIPS on AlexNet (Zhang et al. 2018), the perceptual distance that results are judged by; never a loss here.
 
-    weights: safetensors with AlexNet's convolutions (`<torchvision index>.weight|bias`).
+    weights: safetensors with AlexNet's convolutions (`<torchvision index>.weight|bias`). device: where it computes.
     """
 
-    def __init__(self, weights: Path):
+    def __init__(self, weights: Path, device: torch.device | str | None = None):
         from ..training.losses import load_backbone
 
         lpips = require("lpips", purpose="LPIPS")
@@ -128,12 +128,13 @@ class LPIPS:
             warnings.simplefilter("ignore", UserWarning)
             self.metric = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
         load_backbone(self.metric.net, weights)
-        self.metric.eval()
+        self.device = torch.device(device or "cpu")
+        self.metric.eval().to(self.device)
 
     @torch.inference_mode()
     def distance(self, first: Tensor, second: Tensor) -> float:
         """Of two frames (1, 3, H, W) in 0..1."""
-        return float(self.metric(*(x.float() * 2 - 1 for x in (first, second))))
+        return float(self.metric(*(x.to(self.device).float() * 2 - 1 for x in (first, second))))
 
     def __call__(self, result: Tensor, truth: Tensor) -> float:
         """Mean distance over the frames."""
