@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -234,7 +236,8 @@ def test_training_stops_where_it_diverges_and_keeps_its_last_step(packed: Path, 
 
 
 @pytest.mark.parametrize(
-    "option", ["--learning-rate -1", "--minutes 0", "--ema-decay 2", "--decay-from 3", "--sharpen -1", "--warmup -5"]
+    "option", ["--learning-rate -1", "--minutes 0", "--ema-decay 2", "--decay-from 3", "--sharpen -1", "--warmup -5",
+               "--draws 0", "--lpips-images 0", "--gan-weight -1", "--refine -4", "--lr-share 3"]
 )
 def test_settings_that_no_training_can_have_are_refused(
     option: str, packed: Path, networks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -243,6 +246,25 @@ def test_settings_that_no_training_can_have_are_refused(
     name, value = option.split()
     assert f"{name[2:].replace('-', '_')} is {value}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_vgg_that_is_another_file_or_cannot_be_fetched_is_one_sentence(
+    packed: Path, networks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lpips")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    more = ("--lpips-weight", "1", "--vgg")
+    for file in (tmp_path / "text.safetensors", networks / "vae.safetensors"):
+        assert main(arguments("vae", packed, networks, tmp_path / "run", *more, str(file))) != 0
+        assert "is no safetensors file of torchvision's convolution layers" in capsys.readouterr().err
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # nothing was fetched before
+
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    assert main(arguments("vae", packed, networks, tmp_path / "run", "--lpips-weight", "1")) != 0
+    assert "cannot be fetched (<urlopen error no network>); give its convolutions" in capsys.readouterr().err
 
 
 def test_a_pack_among_other_folders_is_refused(
@@ -490,7 +512,10 @@ def test_a_gathered_preset_restores_by_its_folder(networks: Path, tmp_path: Path
         assert main(["train", "preset", "--out", str(out), *files]) == 0
 
     first, second = tmp_path / "first", tmp_path / "second"
-    gather(first, networks)
+    short = tmp_path / "short"  # a run of fewer steps than --log-every: it has a record and no curve
+    shutil.copytree(networks, short)
+    (short / "record.json").write_text("{}")
+    gather(first, short)
     assert json.loads((first / "config.json").read_text()) == {"name": "first", "defaults": {}}
     assert Restorer.from_preset(str(first)).defaults == {}
     (first / "config.json").write_text('{"name": "first", "defaults": {"steps": 3}}')

@@ -51,7 +51,8 @@ def gather_preset(
     for folder in sorted({*folders}):
         if (folder / "record.json").is_file():
             record[folder.name] = json.loads((folder / "record.json").read_text())
-            (out / f"curve_{folder.name}.csv").write_text((folder / "log.csv").read_text())
+            if (folder / "log.csv").is_file():  # a run of fewer steps than --log-every has no curve
+                (out / f"curve_{folder.name}.csv").write_text((folder / "log.csv").read_text())
         elif (folder / "training.json").is_file() and folder != out:
             record = json.loads((folder / "training.json").read_text()) | record
             for curve in folder.glob("curve_*.csv"):

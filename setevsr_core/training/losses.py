@@ -37,13 +37,20 @@ class PerceptualLoss(nn.Module):
 
 
 def vgg_metric(weights: Path | None, purpose: str, device: torch.device | str = "cpu") -> Any:
-    """The package's LPIPS module on VGG16, on `device`, its convolutions from `weights` or from torchvision."""
+    """The package's LPIPS module on VGG16, on `device`, its convolutions from `weights` or from torchvision.
+
+    Errors: CheckpointError for a file that is not there or does not fit, and where torchvision's cannot be fetched.
+    """
     lpips = require("lpips", purpose=purpose)
     counting = detect_fake_mode() is not None
     # The package uses an argument that torchvision has renamed.
-    with warnings.catch_warnings(), torch.device(device):
-        warnings.simplefilter("ignore", UserWarning)
-        metric = lpips.LPIPS(net="vgg", pnet_rand=counting or weights is not None, verbose=False)
+    try:
+        with warnings.catch_warnings(), torch.device(device):
+            warnings.simplefilter("ignore", UserWarning)
+            metric = lpips.LPIPS(net="vgg", pnet_rand=counting or weights is not None, verbose=False)
+    except OSError as error:
+        raise CheckpointError(f"torchvision's VGG16 for {purpose} cannot be fetched ({error}); give its convolutions "
+                              "as a safetensors file with --vgg") from error
     metric.scaling_layer.to(device)  # its constants come from the old torch.Tensor(), which knows no device context
     if weights is not None and not counting:
         load_backbone(metric.net, weights)
@@ -51,14 +58,23 @@ def vgg_metric(weights: Path | None, purpose: str, device: torch.device | str = 
 
 
 def load_backbone(net: nn.Module, weights: Path) -> None:
-    """Fill an lpips backbone (`slice1.0.weight`) from torchvision's convolution names (`0.weight`)."""
+    """Fill an lpips backbone (`slice1.0.weight`) from torchvision's convolution names (`0.weight`).
+
+    Errors: CheckpointError for a file that is not there, or does not hold these layers.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not weights.is_file():
         raise CheckpointError(f"no perceptual weights at {weights}: give the path of a safetensors file with "
                               "torchvision's convolution layers")
-    stored = load_file(weights)
-    net.load_state_dict({key: stored[key.split(".", 1)[1]].float() for key in net.state_dict()})
+    try:
+        stored = load_file(weights)
+        net.load_state_dict({key: stored[key.split(".", 1)[1]].float() for key in net.state_dict()})
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"'{weights}' is no safetensors file of torchvision's convolution layers (0.weight, "
+                              f"0.bias, ...) for this network ({reason})") from error
 
 
 class PatchDiscriminator(nn.Module):

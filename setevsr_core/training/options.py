@@ -16,11 +16,17 @@ CONFIGS = Path(__file__).parent / "configs"
 FILES = ("vae", "denoiser", "semantic", "vgg", "text")
 """Options that name a file; each may be left out where the stage does not need it."""
 
+LEAST = {"draws": 1, "lpips_images": 1} | dict.fromkeys(
+    ("lpips_patch", "l1_weight", "lpips_weight", "latent_weight", "gan_weight", "gan_start", "refine", "teacher_steps",
+     "lr_share"), 0)
+"""The smallest values of the stages' own options; those of the loop are checked by `TrainSettings`."""
+
 
 def merged_options(stage: str, size: str, given: Mapping[str, Any], config: Path | None = None) -> argparse.Namespace:
     """All options of a run, the later winning: the size's defaults, the stage's, a JSON file, what was `given`.
 
-    Errors: SettingsError for a file that is no JSON object, or names an option that does not exist.
+    Errors: SettingsError for a file that is no JSON object, or names an option that does not exist, and for values that
+    no stage can have.
     """
     defaults = json.loads((CONFIGS / f"{size}.json").read_text(encoding="utf-8"))
     own = {} if config is None else _read(config)
@@ -31,7 +37,13 @@ def merged_options(stage: str, size: str, given: Mapping[str, Any], config: Path
         raise SettingsError(f"{config} sets {unknown[0]!r}, which is no option of training; options are "
                             f"{', '.join(sorted(values))}")
     own = {name: Path(value) if name in FILES and value is not None else value for name, value in own.items()}
-    return argparse.Namespace(**{**values, **own, **given, "stage": stage, "size": size})
+    values |= {**own, **given}
+    for name, least in LEAST.items():
+        if not values[name] >= least:
+            raise SettingsError(f"{name} is {values[name]:g}, it must be {least} or more")
+    if values["lr_share"] > 1:
+        raise SettingsError(f"lr_share is {values['lr_share']:g}, it must lie in 0..1")
+    return argparse.Namespace(**values, stage=stage, size=size)
 
 
 def _read(config: Path) -> dict[str, Any]:
