@@ -47,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SeTeVSRError as error:
         print(f"setevsr: {error}", file=sys.stderr)
         return FAILED
+    except OSError as error:  # a file where a folder should be, no permission, a full disk
+        logging.getLogger(__name__).debug("the whole error:", exc_info=True)
+        where = f"'{error.filename}': " if error.filename else ""
+        print(f"setevsr: {where}{error.strerror or error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("setevsr: interrupted", file=sys.stderr)
         return INTERRUPTED

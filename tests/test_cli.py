@@ -216,6 +216,26 @@ def test_restore_fails_before_it_begins(
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pack OUT IN --segments 1",
+        "train vae --size nano --lpips-weight 0 --data IN --out OUT",
+        "evaluate IN --out OUT",
+    ],
+)
+def test_a_file_where_a_folder_should_be_is_one_line(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    make_clip(tmp_path / "in" / "clip.mp4")
+    (tmp_path / "out").write_text("a file of mine")
+    paths = {"IN": str(tmp_path / "in"), "OUT": str(tmp_path / "out")}
+    assert cli.main([paths.get(word, word) for word in command.split()]) == cli.FAILED
+    assert capsys.readouterr().err.splitlines()[-1] == f"setevsr: '{tmp_path / 'out'}': File exists"
+    assert (tmp_path / "out").read_text() == "a file of mine"
+
+
 @pytest.mark.parametrize("device", ["toaster", "cuda:77", "vulkan"])
 def test_an_estimate_for_a_device_that_is_not_there_is_refused(
     device: str, capsys: pytest.CaptureFixture[str]

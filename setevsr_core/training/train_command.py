@@ -142,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
                      settings.crop, estimate_memory(stage, settings, processes.device))
     if args.estimate:
         return 0
+    args.out.mkdir(parents=True, exist_ok=True)  # said before hours of packing if it cannot be had
     data = _dataset(args, settings, processes)
     record = Trainer(stage, data, settings, args.out, save_networks, processes, recorded(options)).run()
     log.info("%s", json.dumps({k: v for k, v in record.items() if k not in ("data", "options")}))
