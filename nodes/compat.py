@@ -89,6 +89,14 @@ def precision_is_forced(kind: str) -> bool:
     return any(getattr(args, name, False) for name in names)
 
 
+def fp8_is_asked_for() -> bool:
+    """True if ComfyUI was started with an option that stores diffusion models in fp8, such as `--fp8_e4m3fn-unet`."""
+    from comfy.cli_args import args
+
+    names = ("fp8_e4m3fn_unet", "fp8_e5m2_unet", "fp8_e8m0fnu_unet")
+    return any(getattr(args, name, False) for name in names)
+
+
 def compute_device() -> torch.device:
     """The device that ComfyUI computes on."""
     import comfy.model_management

@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from . import checks, compat, folders, sockets, widgets
-from .hosting import DENOISER, ENCODER, FP8, PLAIN_LAYERS, VAE, ComponentHandle, choose_dtype, devices
+from .hosting import DENOISER, ENCODER, PLAIN_LAYERS, VAE, ComponentHandle, choose_dtype, devices, stores_fp8
 from .loaders import preset_stamp
 
 KINDS = {"denoiser": DENOISER, "vae": VAE, "encoder": ENCODER}
@@ -96,8 +96,8 @@ class Estimate(io.ComfyNode):
         own, defaults = estimate.networks_on_meta(folders.preset_folder(preset), dtypes)
         networks: dict[str, Any] = {**own, **{name: empty_copy(handle) for name, handle in connected.items()}}
         stored: dict[str, float] = {name: estimate.weight_bytes(handle.module) for name, handle in connected.items()}
-        if precision == FP8 and denoiser is None:
-            stored["denoiser"] = estimate.weight_bytes(networks["denoiser"]) / 2  # of bf16, in which it computes
+        if stores_fp8(precision) and denoiser is None:
+            stored["denoiser"] = estimate.weight_bytes(networks["denoiser"]) / dtypes["denoiser"].itemsize
         denoiser_of, vae_of = (handle.name if handle is not None else preset for handle in (denoiser, vae))
         served = encoder is not None or denoiser_of == preset  # the preset's encoder serves its own denoiser only
         if not (served and networks["denoiser"].config.semantic_levels):

@@ -94,8 +94,13 @@ def devices(kind: str) -> tuple[torch.device, torch.device]:
     return management.get_torch_device(), management.unet_offload_device()
 
 
+def stores_fp8(precision: str) -> bool:
+    """Whether a denoiser's weights are stored in fp8: the widget says so, or ComfyUI's option where it says "auto"."""
+    return precision == FP8 or (precision == "auto" and compat.fp8_is_asked_for())
+
+
 def choose_dtype(kind: str, precision: str) -> torch.dtype:
-    """Storage and computing type: what the user asked for, or the best of the device; fp8 computes in bf16.
+    """Computing type: what the user asked for, or the best of the device; fp8 computes in bf16.
 
     bf16 comes before fp16 because SD 2.1's attention can overflow fp16. On a CPU the answer is bf16 if the processor
     computes in it, else fp32; ComfyUI's own options (such as --force-fp32) come first.
@@ -113,7 +118,8 @@ def choose_dtype(kind: str, precision: str) -> torch.dtype:
         return automatic_dtype(device)
     if kind == VAE:
         return management.vae_dtype(device, [torch.bfloat16, torch.float32])
-    return management.unet_dtype(device=device, supported_dtypes=[torch.bfloat16, torch.float16, torch.float32])
+    best = management.unet_dtype(device=device, supported_dtypes=[torch.bfloat16, torch.float16, torch.float32])
+    return best if best.itemsize > 1 else torch.bfloat16  # ComfyUI's fp8 options say how weights are stored
 
 
 def store_in_fp8(module: nn.Module) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import compat, folders, sockets, widgets
-from .hosting import DENOISER, ENCODER, FP8, PLAIN_LAYERS, VAE, ComponentHandle, choose_dtype, host_component
+from .hosting import DENOISER, ENCODER, PLAIN_LAYERS, VAE, ComponentHandle, choose_dtype, host_component, stores_fp8
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def load_component(kind: str, path: str, name: str, precision: str, **options: A
     dtype = choose_dtype(kind, precision)
     module = readers[kind](path, dtype=dtype, device="cpu", **options)
     log.info("SeTe-VSR: loaded the %s from %s", kind.replace("_", " "), name)
-    return host_component(kind, module, name, dtype, fp8=precision == FP8)
+    return host_component(kind, module, name, dtype, fp8=stores_fp8(precision))
 
 
 def load_preset(name: str, precision: str) -> tuple[ComponentHandle, ComponentHandle, ComponentHandle | None]:
@@ -57,7 +57,7 @@ def _load_preset(
 
     def host(kind: str, module: Any) -> ComponentHandle:
         dtype = choose_dtype(kind, precision)
-        return host_component(kind, module, folder.name, dtype, preset.defaults, fp8=precision == FP8)
+        return host_component(kind, module, folder.name, dtype, preset.defaults, fp8=stores_fp8(precision))
 
     encoder = host(ENCODER, preset.encoder) if preset.encoder is not None else None
     return host(DENOISER, preset.denoiser), host(VAE, preset.vae), encoder

@@ -8,6 +8,9 @@ Only imported when a denoiser is hosted: importing ComfyUI's model classes asks 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import comfy.conds
@@ -29,7 +32,7 @@ PREFIX = "diffusion_model.denoiser."
 """Where the denoiser's weights stand in the model; patches (LoRA) are registered under it."""
 
 LR, SEMANTICS, PLAN = "setevsr_lr", "setevsr_semantics", "setevsr_plan"
-"""Keys of the CONDITIONING: scaled LR latents (T,4,h,w), embeddings (T,256,gh,gw), `SpanPlan.as_tuple()`."""
+"""Keys of the CONDITIONING: scaled LR latents (T,4,h,w), embeddings (T,256,gh,gw), (tile, overlap, content)."""
 
 LATENT_FACTOR = 0.18215
 """LATENTs of a native sampler are scaled latents divided by this, whatever VAE made them."""
@@ -63,6 +66,20 @@ class SeTeSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampl
         return super().noise_scaling(sigma, noise, latent_image, max_denoise=False)
 
 
+class TilePlan(comfy.conds.CONDConstant):
+    """(tile, overlap, content) of a segment whose latents are `grid` = (h, w); its size is that of the largest tile."""
+
+    def __init__(self, plan: tuple[Any, ...], grid: tuple[int, int]) -> None:
+        super().__init__(plan)
+        self.grid = grid
+
+    def _copy_with(self, cond: tuple[Any, ...]) -> TilePlan:
+        return TilePlan(cond, self.grid)
+
+    def size(self) -> list[int]:
+        return [min(self.cond[0] or side, side) for side in self.grid]
+
+
 class HostedDenoiser(nn.Module):
     """Gives a `Denoiser` the call that ComfyUI makes: LR encoder and U-Net, tile by tile.
 
@@ -82,13 +99,16 @@ class HostedDenoiser(nn.Module):
         transformer_options: Any = None, lr: Tensor | None = None, semantics: Tensor | None = None, plan: Any = None,
         **_: Any,
     ) -> Tensor:  # fmt: skip
-        """x: (k*T,4,h,w), k conditionings of one segment one after the other; the rest as `SeTeModel.extra_conds`."""
+        """x: (k*T,4,h,w), k conditionings of the same frames one after the other, of a whole segment or of one of
+        ComfyUI's context windows; the rest as `SeTeModel.extra_conds`.
+        """
         if lr is None or plan is None:
             raise InputError(
                 "This model needs the low-resolution latents: connect the outputs of 'Sampling Conditioning' to the "
                 "sampler's positive and negative inputs."
             )
-        num_frames, tile, overlap, content = plan
+        tile, overlap, content = plan
+        num_frames = len(x) // len(transformer_options["cond_or_uncond"])
         denoiser: Any = self.denoiser
         grid = (x.shape[-2], x.shape[-1])
         tiles = plan_tiles(*grid, tile, overlap)
@@ -122,7 +142,7 @@ class SeTeModel(comfy.model_base.BaseModel):
             comfy.model_management.archive_model_dtypes(self.diffusion_model)
 
     def extra_conds(self, **values: Any) -> dict[str, Any]:
-        """LR latents and semantics of the segment (per frame), text, and (frames, tile, overlap, content)."""
+        """LR latents and semantics of the segment (per frame), text, and (tile, overlap, content)."""
         lr, semantics, plan, noise = values.get(LR), values.get(SEMANTICS), values.get(PLAN), values["noise"]
         if lr is None or plan is None:
             raise InputError(
@@ -134,7 +154,7 @@ class SeTeModel(comfy.model_base.BaseModel):
                 f"The sampler's latents have the shape {tuple(noise.shape)}, but their conditioning is for "
                 f"{tuple(lr.shape)}; use the latents that 'Sampling Conditioning' gives, as they are."
             )
-        conds = {"lr": comfy.conds.CONDRegular(lr), "plan": comfy.conds.CONDConstant(plan)}
+        conds = {"lr": comfy.conds.CONDRegular(lr), "plan": TilePlan(plan, lr.shape[-2:])}
         if semantics is not None:
             conds["semantics"] = comfy.conds.CONDRegular(semantics)
         if values.get("cross_attn") is not None:
@@ -143,6 +163,18 @@ class SeTeModel(comfy.model_base.BaseModel):
             name: type(cond)(cond.cond.to(values["device"])) if isinstance(cond.cond, Tensor) else cond
             for name, cond in conds.items()
         }
+
+    def extra_conds_shapes(self, **values: Any) -> dict[str, Any]:
+        """What `memory_required` wants to know before sampling: the size of the largest tile."""
+        lr, plan = values.get(LR), values.get(PLAN)
+        return {} if lr is None or plan is None else {"plan": TilePlan(plan, lr.shape[-2:]).size()}
+
+    def memory_required(
+        self, input_shape: Sequence[int], cond_shapes: Mapping[str, list[Sequence[int]]] = MappingProxyType({})
+    ) -> float:
+        """Bytes of a step on latents of `input_shape`: of one tile of all frames, since tiles are computed in turn."""
+        areas = [math.prod(input_shape[2:]), *(math.prod(tile) for tile in cond_shapes.get("plan", ()))]
+        return super().memory_required([*input_shape[:2], 1, min(areas)], cond_shapes=dict(cond_shapes))
 
 
 def denoiser_in(patcher: Any) -> Any:

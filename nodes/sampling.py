@@ -119,7 +119,7 @@ class SamplingConditioning(io.ComfyNode):
             part = slice(span.start, span.stop)
             shared = {
                 native_model.LR: note.scaled[part],
-                native_model.PLAN: (len(span), tile, tile_overlap, tuple(note.content)),
+                native_model.PLAN: (tile, tile_overlap, tuple(note.content)),
             }
             meaning = {native_model.SEMANTICS: semantics.embeddings[part]} if semantics is not None else {}
             positive.append([[empty if text is None else text, {**shared, **meaning}]])

@@ -133,6 +133,54 @@ def test_ksampler_node_runs_with_any_sampler(nodes: dict[str, Any], stages: dict
 
 
 @torch.inference_mode()
+def test_context_windows_cut_a_segment(
+    nodes: dict[str, Any], stages: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ComfyUI's context windows: every window has its own frames' latents and semantics, with and without guidance."""
+    windows = importlib.import_module("comfy_extras.nodes_context_windows").ContextWindowsManualNode
+    arguments = (stages["model"], 2, 1, "standard_static", 1, False, "pyramid", 0, False)
+    (windowed,) = windows.execute(*arguments).result
+    seen: list[int] = []
+    denoiser = type(stages["model"].model.diffusion_model.denoiser)
+    forward = denoiser.forward
+
+    def remember(self: Any, x: Tensor, *arguments: Any, num_frames: int, **more: Any) -> Tensor:
+        seen.append(num_frames)
+        return forward(self, x, *arguments, num_frames=num_frames, **more)
+
+    monkeypatch.setattr(denoiser, "forward", remember)
+    for cfg in (1.0, 2.0):
+        result = native(nodes, {**stages, "model": windowed}, sampler=euler, cfg=cfg)
+        assert result["samples"].isfinite().all()
+        assert close(result, native(nodes, stages, sampler=euler, cfg=cfg)) > 1e-3
+    assert set(seen) == {2, 3}
+
+
+@torch.inference_mode()
+def test_native_sampling_asks_for_the_memory_of_a_tile(
+    nodes: dict[str, Any], handles: dict[str, Any], stages: dict[str, Any]
+) -> None:
+    """What ComfyUI frees before sampling, and by what it decides whether guidance runs in one batch."""
+    from comfy.sampler_helpers import convert_cond, estimate_memory
+
+    segments, _ = nodes["SeTeVSRSplitSegments"].execute(clip(3), 4.0, 3, 1, "off").result
+    (encoded,) = nodes["SeTeVSREncodeLatents"].execute(segments, handles["vae"]).result
+    patcher = stages["model"]
+
+    def asked(tile: int) -> list[float]:
+        positive, _, (latent,) = nodes["SeTeVSRSamplingConditioning"].execute(patcher, encoded, tile, 0).result
+        conds, shape = convert_cond(positive[0]), list(latent["samples"].shape)
+        plan = patcher.model.extra_conds(**conds[0], noise=latent["samples"], device="cpu")["plan"]
+        now = patcher.model.memory_required(shape, cond_shapes={"plan": [plan.size()]})
+        return [now, *estimate_memory(patcher, shape, {"positive": conds})]
+
+    whole, tiled = asked(0), asked(8)
+    assert encoded["samples"].shape == (3, 4, 16, 16)
+    assert whole == asked(64) == [whole[0], 2 * whole[0], whole[0]]
+    assert tiled == pytest.approx([number / 4 for number in whole])
+
+
+@torch.inference_mode()
 def test_shared_frames_start_from_the_same_noise(nodes: dict[str, Any], stages: dict[str, Any]) -> None:
     """KSampler and RandomNoise draw by `batch_index`: the last frame of a segment is the first of the next."""
     import comfy.sample
@@ -304,6 +352,23 @@ def test_automatic_precision_on_a_cpu(
         assert hosting.choose_dtype(kind, "fp32") == torch.float32
     monkeypatch.setattr(args, "force_fp32", True)
     assert hosting.choose_dtype("vae", "auto") == torch.float32
+
+
+@torch.inference_mode()
+def test_comfyuis_fp8_options_store_the_denoiser_and_nothing_computes_in_them(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfy.cli_args import args
+
+    hosting, kinds = part(pack, "nodes.hosting"), ("denoiser", "vae", "semantic_encoder")
+    assert not hosting.stores_fp8("auto") and hosting.stores_fp8("fp8")
+    for option in ("fp8_e4m3fn_unet", "fp8_e5m2_unet"):
+        with monkeypatch.context() as patch:
+            patch.setattr(args, option, True)
+            assert hosting.stores_fp8("auto") and not hosting.stores_fp8("bf16")
+            patch.setattr(hosting, "devices", lambda _: (torch.device("cuda"), torch.device("cpu")))
+            assert {hosting.choose_dtype(kind, "auto").itemsize for kind in kinds} <= {2, 4}
+            assert hosting.choose_dtype("denoiser", "auto") == torch.bfloat16
 
 
 @torch.inference_mode()
