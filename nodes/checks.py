@@ -12,6 +12,7 @@ from ..setevsr_core.stages import check_frames
 GIGABYTE = 1024**3
 HEADROOM = 0.9
 """Share of the free memory that a result may take."""
+REMEDY = "use 'Upscale Video', which writes to disk as it goes, or fewer frames or a smaller scale."
 
 
 def require_frames(frames: Tensor, name: str = "images") -> None:
@@ -28,11 +29,13 @@ def result_bytes(num_frames: int, size: tuple[int, int], channels: int) -> int:
 
 
 def require_memory(
-    num_frames: int, size: tuple[int, int], channels: int, available: int | None = None, *, decoded: int = 0
-) -> None:
+    num_frames: int, size: tuple[int, int], channels: int, available: int | None = None, *, decoded: int = 0,
+    remedy: str = REMEDY,
+) -> None:  # fmt: skip
     """`InputError` with an estimate if the result does not fit into `available` bytes (None: what the system has).
 
     decoded: frames of decoded segments (RGB) that lie in memory beside it, those of overlaps twice.
+    remedy: what the error advises.
     """
     if available is None:
         import psutil
@@ -43,8 +46,7 @@ def require_memory(
         result = f"The result ({num_frames} frames of {size[1]}x{size[0]})"
         what = f"{result} and its {decoded} decoded frames need" if decoded else f"{result} needs"
         raise InputError(
-            f"{what} {needed / GIGABYTE:.1f} GB of memory and {available / GIGABYTE:.1f} GB are free; use 'Upscale "
-            "Video', which writes to disk as it goes, or fewer frames or a smaller scale."
+            f"{what} {needed / GIGABYTE:.1f} GB of memory and {available / GIGABYTE:.1f} GB are free; {remedy}"
         )
 
 

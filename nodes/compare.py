@@ -66,6 +66,13 @@ class Compare(io.ComfyNode):
         fourth: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         from .pictures import compare
+        from .progress import NodeProgress
+
+        def require_room(shape: tuple[int, ...]) -> None:
+            count, height, width, channels = shape
+            checks.require_memory(
+                count, (height, width), channels, remedy="show one frame ('frame') or compare fewer of them."
+            )
 
         named = {"first": first, "second": second, "third": third, "fourth": fourth}
         batches = {name: batch for name, batch in named.items() if batch is not None}
@@ -74,7 +81,10 @@ class Compare(io.ComfyNode):
         chosen = [pick_frame(batch, frame, name) for name, batch in batches.items()]
         written = [label.strip() for label in labels.split(",") if label.strip()]
         texts = [written[i] if i < len(written) else f"{i + 1}" for i in range(len(chosen))]
-        image = compare(chosen, texts, direction=direction, zoom=zoom, centre=(centre_x, centre_y))
+        image = compare(
+            chosen, texts, direction=direction, zoom=zoom, centre=(centre_x, centre_y),
+            require_room=require_room, on_frame=NodeProgress().count,
+        )  # fmt: skip
         return io.NodeOutput(image.to(**compat.intermediate_options()))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -55,12 +55,15 @@ def compare(
     zoom: float = 0.0,
     centre: tuple[float, float] = (0.5, 0.5),
     gap: int = 4,
+    require_room: Callable[[tuple[int, ...]], None] = lambda shape: None,
+    on_frame: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """Batches (N,H,W,C) side by side -> (N,H',W',3), each with its label, and below it a crop enlarged `zoom` times.
 
     Smaller pictures are enlarged without smoothing to the largest one, so that real pixels stay visible. A batch of one
     is repeated; other differences in length are an `InputError`. `zoom` 0 leaves the crops out; `centre` is (x, y) of
-    the crop as shares of the picture. `direction`: "row" or "column".
+    the crop as shares of the picture. `direction`: "row" or "column". require_room(shape of the result) may refuse it;
+    on_frame(done, total) is called after every frame, and stops by raising.
     """
     if direction not in ("row", "column"):
         raise SettingsError(f"direction is {direction!r}; choose row or column")
@@ -69,9 +72,24 @@ def compare(
         if len(picture) not in (1, count):
             raise InputError(f"'{label}' has {len(picture)} frames, another has {count}; compare equal batches.")
     size = max((tuple(picture.shape[1:3]) for picture in pictures), key=lambda shape: shape[0] * shape[1])
-    pairs = zip(pictures, labels, strict=True)
-    panels = [_panel(picture, label, count, size, zoom, centre, gap) for picture, label in pairs]
-    axis = 2 if direction == "row" else 1
+    bars = [label_bar(label, size[1], max(16, round(size[0] * LABEL_SHARE))) for label in labels]
+
+    def beside(index: int) -> Tensor:
+        frames = (picture[index if len(picture) > 1 else 0] for picture in pictures)
+        panels = [_panel(frame, bar, size, zoom, centre, gap) for frame, bar in zip(frames, bars, strict=True)]
+        return _joined(panels, 1 if direction == "row" else 0, gap)
+
+    shown = beside(0)
+    require_room((count, *shown.shape))
+    result = torch.empty((count, *shown.shape))
+    for index in range(count):  # one at a time: the result of a long video is all that it can take of the memory
+        result[index] = beside(index) if index else shown
+        on_frame(index + 1, count)
+    return result
+
+
+def _joined(panels: Sequence[Tensor], axis: int, gap: int) -> Tensor:
+    """Panels (H,W,3) along an axis, with a strip of background between them."""
     strip_shape = list(panels[0].shape)
     strip_shape[axis] = gap
     strip = torch.full(strip_shape, BACKGROUND)
@@ -82,20 +100,19 @@ def compare(
 
 
 def _panel(
-    picture: Tensor, label: str, count: int, size: tuple[int, ...], zoom: float, centre: tuple[float, float], gap: int
+    frame: Tensor, bar: Tensor, size: tuple[int, ...], zoom: float, centre: tuple[float, float], gap: int
 ) -> Tensor:
-    pixels = _flat(picture).movedim(-1, 1)
-    pixels = functional.interpolate(pixels, size=(size[0], size[1]), mode="nearest").clamp(0, 1)
-    pixels = pixels.expand(count, -1, -1, -1)
-    bar = label_bar(label, size[1], max(16, round(size[0] * LABEL_SHARE))).movedim(-1, 0)[None]
-    parts = [bar.expand(count, -1, -1, -1), pixels]
+    """A frame (H,W,C) at `size`, its label above and the crop below: (H',W,3)."""
+    pixels = _flat(frame).movedim(-1, 0)[None]
+    pixels = functional.interpolate(pixels, size=(size[0], size[1]), mode="nearest")[0].clamp(0, 1)
+    parts = [bar.movedim(-1, 0), pixels]
     if zoom >= 1:
-        parts += [torch.full((count, 3, gap, size[1]), BACKGROUND), _zoomed(pixels, zoom, centre)]
-    return torch.cat(parts, dim=2).movedim(1, -1)
+        parts += [torch.full((3, gap, size[1]), BACKGROUND), _zoomed(pixels, zoom, centre)]
+    return torch.cat(parts, dim=1).movedim(0, -1)
 
 
 def _flat(picture: Tensor) -> Tensor:
-    """(N,H,W,3 or 4) float on the CPU -> (N,H,W,3); alpha is laid over the background."""
+    """(H,W,3 or 4) -> (H,W,3), float on the CPU; alpha is laid over the background."""
     picture = picture.float().cpu()
     if picture.shape[-1] == 4:
         alpha = picture[..., 3:]
@@ -104,10 +121,10 @@ def _flat(picture: Tensor) -> Tensor:
 
 
 def _zoomed(pixels: Tensor, zoom: float, centre: tuple[float, float]) -> Tensor:
-    """The crop around `centre` that fills the picture's width and half its height when enlarged."""
+    """The crop (3,h,w) around `centre` that fills the picture's width and half its height when enlarged."""
     height, width = pixels.shape[-2:]
     crop_h, crop_w = max(1, round(height / 2 / zoom)), max(1, round(width / zoom))
     top = min(max(0, round(centre[1] * height - crop_h / 2)), height - crop_h)
     left = min(max(0, round(centre[0] * width - crop_w / 2)), width - crop_w)
     crop = pixels[..., top : top + crop_h, left : left + crop_w]
-    return functional.interpolate(crop, size=(max(1, height // 2), width), mode="nearest")
+    return functional.interpolate(crop[None], size=(max(1, height // 2), width), mode="nearest")[0]

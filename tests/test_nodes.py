@@ -832,6 +832,29 @@ def test_compare_puts_pictures_beside_each_other(nodes: dict[str, Any]) -> None:
     assert single.shape == (1, 2 * (label + 40) + gap, 80, 3)
 
 
+def test_a_compared_video_is_cancelled_and_must_fit(
+    pack: ModuleType, nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frame by frame: each is that of a comparison by itself, and nothing but the result grows with their number."""
+    import comfy.model_management as management
+    import psutil
+
+    video, still, compare = clip(6, 40, 60), clip(1, 20, 30, 4), nodes["SeTeVSRCompare"].execute
+    (image,) = compare(video, still, third=1 - video).result
+    for index in (0, 5):
+        assert torch.equal(image[index : index + 1], compare(video, still, third=1 - video, frame=index).result[0])
+    pictures, count = part(pack, "nodes.pictures"), part(pack, "setevsr_core.workload").count
+    long = video.repeat(20, 1, 1, 1)
+    peak = count(lambda: pictures.compare([long], ["a"])).peak_bytes
+    assert peak < 1.1 * len(long) * pictures.compare([video[:1]], ["a"]).nbytes
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=image.nbytes))
+    with pytest.raises(part(pack, "setevsr_core.errors").InputError, match="needs .* show one frame"):
+        compare(video, still, third=1 - video)
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        compare(video, still)
+
+
 def test_compare_refuses_unequal_batches(pack: ModuleType, nodes: dict[str, Any]) -> None:
     with pytest.raises(part(pack, "setevsr_core.errors").InputError, match="'2' has 2 frames, another has 3"):
         nodes["SeTeVSRCompare"].execute(torch.zeros(3, 8, 8, 3), torch.zeros(2, 8, 8, 3))
