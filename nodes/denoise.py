@@ -34,12 +34,12 @@ class EncodeLatents(io.ComfyNode):
         from ..setevsr_core.stages import encode_latents
         from .progress import NodeProgress
 
-        module = vae.load(vae_memory(vae, segments.size, 1))
+        module, progress = vae.load(vae_memory(vae, segments.size, 1)), NodeProgress()
 
         def encode(tile: int) -> Any:
             return encode_latents(
                 module, segments.frames[..., :3], segments.scale, tile=tile,
-                device=vae.device, on_frame=NodeProgress().count, check_cancel=compat.check_interrupt,
+                device=vae.device, on_frame=progress.count, check_cancel=compat.check_interrupt,
             )  # fmt: skip
 
         encoded = fitting_tiles(vae, segments.size, 1, "lower 'scale' of Split Segments.").run(encode)
@@ -97,6 +97,7 @@ class Denoise(io.ComfyNode):
         conditioning: list[Any] | None = None,
     ) -> io.NodeOutput:
         from .choices import resolved, sampling_choices
+        from .progress import NodeProgress
 
         note = read_latent(latents, wanted_from="Encode Latents")
         require_encoded(note)
@@ -105,16 +106,18 @@ class Denoise(io.ComfyNode):
         chosen = sampling_choices(steps=steps, sampler=sampler, strength=strength)
         settings = resolved({**chosen, "seed": seed, "tile_overlap": tile_overlap, "tile": tile}, denoiser.defaults)
         text = text_of(conditioning)
+        progress = NodeProgress()
+        restored: list[torch.Tensor] = []
 
-        def run(tile: int) -> torch.Tensor:
+        def run(tile: int) -> None:
             smaller = settings if tile == settings.tile else replace(
                 settings, tile=tile, tile_overlap=min(tile_overlap, tile // 2)
             )
-            return denoise_all(denoiser, note, semantics, text, smaller)
+            denoise_rest(restored, denoiser, note, semantics, text, smaller, progress)
 
         with compat.readable_memory_error("lower 'tile' of Denoise, or 'length' of Split Segments."):
-            restored = compat.retry_smaller(run, tile, smallest=16, start_at=64)
-        return io.NodeOutput(replace(note, scaled=restored, denoised=True).latent())
+            compat.retry_smaller(run, tile, smallest=16, start_at=64)
+        return io.NodeOutput(replace(note, scaled=torch.cat(restored), denoised=True).latent())
 
 
 def require_encoded(note: LatentNote) -> None:
@@ -136,19 +139,24 @@ def text_of(conditioning: list[Any] | None) -> torch.Tensor | None:
     return conditioning[0][0][:1]
 
 
-def denoise_all(
-    denoiser: ComponentHandle, note: LatentNote, semantics: SemanticSet | None, text: torch.Tensor | None, settings: Any
-) -> torch.Tensor:
-    """Every span's restored latents, one after the other: (sum of span lengths, 4, h, w), scaled."""
+def denoise_rest(
+    restored: list[torch.Tensor],
+    denoiser: ComponentHandle,
+    note: LatentNote,
+    semantics: SemanticSet | None,
+    text: torch.Tensor | None,
+    settings: Any,
+    progress: Any,
+) -> None:
+    """Append to `restored` the restored latents (T,4,h,w), scaled, of every span that is not there yet, in order."""
     from ..setevsr_core.stages import denoise_span
-    from .progress import NodeProgress, latent_pictures
+    from .progress import latent_pictures
 
-    progress, preview = NodeProgress(), latent_pictures(denoiser)
+    preview = latent_pictures(denoiser)
     height, width = (side * 8 for side in note.scaled.shape[-2:])
     longest = max(len(span) for span in note.spans)
     module = denoiser.load(denoiser_memory((height, width), longest, settings.tile, denoiser.module.dtype))
-    restored: list[torch.Tensor] = []
-    for number, span in enumerate(note.spans):
+    for number, span in enumerate(note.spans[len(restored) :], len(restored)):
 
         def on_step(index: int, steps: int, noisy: torch.Tensor, clean: torch.Tensor, number: int = number) -> None:
             picture = preview(clean[:1], note.preview_matrix)[0]
@@ -163,7 +171,6 @@ def denoise_all(
                 device=denoiser.device, on_step=on_step, check_cancel=compat.check_interrupt,
             )  # fmt: skip
         )
-    return torch.cat(restored)
 
 
 NODES = [EncodeLatents, Denoise]

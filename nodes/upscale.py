@@ -113,19 +113,32 @@ class UpscaleImages(io.ComfyNode):
         video_info: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
+        from ..setevsr_core.streaming import FROM_START, Resume
         from ..setevsr_core.video.resize import target_size
         from .progress import NodeProgress
 
         checks.require_frames(images)
         size = target_size(images.shape[1], images.shape[2], scale)
         checks.require_memory(len(images), size, images.shape[-1])
-        progress = NodeProgress()
+        result = torch.empty((len(images), *size, images.shape[-1]), **compat.intermediate_options())
+        progress, state = NodeProgress(), FROM_START
 
-        def restore(restorer: Any, settings: dict[str, Any]) -> torch.Tensor:
-            return restorer.restore(images, **settings, progress=progress.report, check_cancel=compat.check_interrupt)
+        def keep(now: Resume) -> None:
+            nonlocal state
+            state = now
 
-        result = run_restorer(restore, size, preset=preset, scale=scale, **values)
-        return io.NodeOutput(result.to(**compat.intermediate_options()), audio, video_info)
+        def restore(restorer: Any, settings: dict[str, Any]) -> None:
+            filled = state.first_frame  # not the first when the memory was full before
+            blocks = restorer.stream(
+                images, num_frames=len(images), resume=state, on_carry=keep, **settings,
+                progress=progress.report, check_cancel=compat.check_interrupt,
+            )  # fmt: skip
+            for block in blocks:
+                result[filled : filled + len(block)] = block
+                filled += len(block)
+
+        run_restorer(restore, size, preset=preset, scale=scale, **values)
+        return io.NodeOutput(result, audio, video_info)
 
 
 class UpscaleVideo(io.ComfyNode):
@@ -300,9 +313,6 @@ class SmallerTiles:
 
     restorer: Any
     tiles: Mapping[str, int]
-
-    def restore(self, frames: torch.Tensor, **settings: Any) -> torch.Tensor:
-        return self.restorer.restore(frames, **{**settings, **self.tiles})
 
     def stream(self, frames: Any, **settings: Any) -> Iterator[torch.Tensor]:
         return self.restorer.stream(frames, **{**settings, **self.tiles})

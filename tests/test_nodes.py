@@ -501,6 +501,42 @@ def test_smaller_tiles_go_on_with_the_same_job(
     assert not list(tmp_path.iterdir())
 
 
+@torch.inference_mode()
+def test_smaller_tiles_keep_what_was_finished_in_memory(
+    nodes: dict[str, Any], handles: dict[str, Any], pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above, for Upscale Images and Denoise: nothing is computed twice, and the pictures are those of small tiles,
+    which here cover a whole frame as the large ones do.
+    """
+    stages = part(pack, "setevsr_core.stages")
+    settings = {**SAMPLING, "length": 3, "overlap": 1, "scene_cuts": "off", **handles}
+    denoise_span, seen = stages.denoise_span, []
+
+    def upscale() -> torch.Tensor:
+        return nodes["SeTeVSRUpscaleImages"].execute(clip(7), "none needed", 2.0, **{**settings, "tile": 32}).result[0]
+
+    segments, _ = nodes["SeTeVSRSplitSegments"].execute(clip(7), 2.0, 3, 1, "off").result
+    (encoded,) = nodes["SeTeVSREncodeLatents"].execute(segments, handles["vae"]).result
+
+    def denoise() -> torch.Tensor:
+        chosen = {**SAMPLING, "tile": 32}
+        return nodes["SeTeVSRDenoise"].execute(handles["denoiser"], encoded, **chosen).result[0]["samples"]
+
+    def scarce(denoiser: Any, latents: torch.Tensor, semantics: Any, indices: Any, **more: Any) -> torch.Tensor:
+        seen.append((more["tile"], indices[0]))
+        if seen[-1] == (32, 2):
+            raise MemoryError
+        return denoise_span(denoiser, latents, semantics, indices, **more)
+
+    for work in (upscale, denoise):
+        expected = work()
+        with monkeypatch.context() as patch:
+            patch.setattr(stages, "denoise_span", scarce)
+            assert torch.equal(work(), expected)
+        assert seen == [(32, 0), (32, 2), (16, 2), (16, 4)]
+        seen.clear()
+
+
 @pytest.mark.parametrize("node_id", ["SeTeVSRUpscaleVideo", "SeTeVSRUpscaleImages", "SeTeVSREstimate"])
 def test_a_preset_that_changed_on_disk_makes_a_result_stale(
     node_id: str, nodes: dict[str, Any], pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
