@@ -180,6 +180,14 @@ def test_translations_name_exactly_what_the_schemas_have(nodes: dict[str, Any], 
         if language == "en":
             assert texts[node_id]["display_name"] == schema.display_name
             assert texts[node_id]["description"] == schema.description
+            continue
+        slots = {("inputs", entry.id): entry for entry in schema.inputs}
+        slots |= {("outputs", str(index)): entry for index, entry in enumerate(schema.outputs)}
+        for (side, name), entry in slots.items():
+            assert bool(texts[node_id][side][name].get("tooltip")) >= bool(entry.tooltip), f"{node_id}.{side}.{name}"
+    titles = {text["display_name"].removesuffix(" (SeTe-VSR)") for text in texts.values()}
+    quoted = re.findall("[„“]([A-ZÄÖÜ一-鿿][^”“]*)[”“]", json.dumps(texts, ensure_ascii=False))
+    assert set(quoted) <= titles, "a text names a node that does not exist"
 
 
 def test_nodes_register_without_the_optional_packages(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
