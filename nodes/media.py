@@ -75,23 +75,29 @@ class FramesInMemory:
 
 
 def write_sound(audio: Mapping[str, Any]) -> Path:
-    """ComfyUI's AUDIO as a temporary AAC file, so that its packets can be copied beside the pictures."""
+    """ComfyUI's AUDIO as a temporary AAC file, so that its packets can be copied beside the pictures.
+
+    Up to six channels are kept, seven and eight are mixed to 5.1, since PyAV, with which ComfyUI would read them again,
+    reads beyond the planes of eight; more are mixed to one. A rate that AAC does not know becomes the next it does.
+    """
+    from ..setevsr_core.video.recoding import USUAL_LAYOUTS, encodable_rate
     from .upscale import temporary_path
 
     av = require("av", "av", "writing sound")
     waveform, rate = audio["waveform"], int(audio["sample_rate"])
     if waveform.ndim != 3 or 0 in waveform.shape:
         raise InputError(f"The video's sound has the shape {tuple(waveform.shape)}; it must be (1, channels, samples).")
-    layout = {1: "mono", 2: "stereo", 6: "5.1"}.get(waveform.shape[1])
-    samples = waveform[0].float().cpu().contiguous()
+    layout = USUAL_LAYOUTS.get(waveform.shape[1])
+    samples = waveform[0].float().cpu()
     if layout is None:
         samples, layout = samples.mean(0, keepdim=True), "mono"
     path = temporary_path("sound", ".m4a")
     with av.open(str(path), mode="w", format="mp4") as container:
-        stream = container.add_stream("aac", rate=rate, layout=layout)
+        written = layout if samples.shape[0] <= 6 else "5.1"
+        stream = container.add_stream("aac", rate=encodable_rate("aac", rate), layout=written)
         for begin in range(0, samples.shape[1], AAC_FRAME):
-            part = samples[:, begin : begin + AAC_FRAME].numpy()
-            frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
+            part = samples[:, begin : begin + AAC_FRAME].T.reshape(1, -1).numpy()  # channels side by side
+            frame = av.AudioFrame.from_ndarray(part, format="flt", layout=layout)
             frame.sample_rate, frame.pts, frame.time_base = rate, begin, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

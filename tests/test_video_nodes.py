@@ -56,3 +56,26 @@ def test_sound_that_mp4_cannot_hold_is_saved_with_the_video(
         assert container.streams.audio[0].codec_context.name == becomes
         seconds = sum(frame.samples for frame in container.decode(audio=0)) / 48000
     assert seconds == pytest.approx(0.5, abs=0.12)  # in AVI the sound begins a frame before the first picture
+
+
+@pytest.mark.parametrize(
+    ("channels", "kept", "rate", "written"), [(8, 6, 48000, 48000), (4, 4, 44100, 44100), (2, 2, 192000, 96000)]
+)
+def test_sound_of_the_graph_keeps_its_channels_and_may_have_any_rate(
+    channels: int, kept: int, rate: int, written: int, pack: Any
+) -> None:
+    """Each channel is as loud as it was: none is left out, or mixed with another unless there are more than six."""
+    import av
+
+    loudness = torch.linspace(0.1, 0.8, channels)
+    tone = torch.sin(torch.arange(rate // 2) * (2 * torch.pi * 50 / rate))
+    waveform = (loudness[:, None] * tone)[None]
+    path = shared.part(pack, "nodes.media").write_sound({"waveform": waveform, "sample_rate": rate})
+    with av.open(str(path)) as container:
+        assert container.streams.audio[0].rate == written
+        samples = torch.cat([torch.from_numpy(frame.to_ndarray()) for frame in container.decode(audio=0)], dim=1)
+    assert samples.shape[0] == kept and samples.shape[1] / written == pytest.approx(0.5, abs=0.05)
+    heard = samples[:, written // 8 : written * 3 // 8].square().mean(1).mul(2).sqrt()
+    if kept == channels:
+        assert heard.tolist() == pytest.approx(loudness.tolist(), abs=0.03)
+    assert heard.min() > 0.03

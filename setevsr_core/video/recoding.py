@@ -24,13 +24,22 @@ cut, so that a gap does not make all that follows early; an offset as small as t
 LONG_GAP = 10
 """A gap of more seconds is left as it is instead: no silence is encoded."""
 
-_USUAL_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+USUAL_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+"""FFmpeg's names by the number of channels."""
 
 
 def layout_of(stream: Any) -> str:
     """FFmpeg's name for the channels of an audio stream; the usual ones where the file tells only their number."""
     name = str(stream.layout.name)
-    return _USUAL_LAYOUTS.get(stream.layout.nb_channels, name) if name.endswith("channels") else name
+    return USUAL_LAYOUTS.get(stream.layout.nb_channels, name) if name.endswith("channels") else name
+
+
+def encodable_rate(codec: str, rate: int) -> int:
+    """The sample rate itself, or the next that the encoder `codec` knows."""
+    rates = require("av", "av", "writing a video").Codec(codec, "w").audio_rates
+    if not rates or rate in rates:
+        return rate
+    return min((able for able in rates if able > rate), default=max(rates))
 
 
 class Encoding:
@@ -44,11 +53,9 @@ class Encoding:
         self._stream, self.codec, self._layout = stream, codec, layout
 
     def __call__(self, output: Any) -> Any:
-        av = require("av", "av", "writing a video")
-        rate, rates = self._stream.rate, av.Codec(self.codec, "w").audio_rates
-        if rates and rate not in rates:
-            rate = min((able for able in rates if able > rate), default=max(rates))
-        track = output.add_stream(self.codec, rate=rate, layout=self._layout)
+        track = output.add_stream(
+            self.codec, rate=encodable_rate(self.codec, self._stream.rate), layout=self._layout
+        )
         context = track.codec_context
         if self.codec == "flac":
             context.format = "s16" if self._stream.format.bits <= 16 else "s32"
@@ -63,7 +70,7 @@ def encoding_for(stream: Any, container: str) -> Encoding | None:
     FLAC for lossless sources, else AAC, and Opus where that cannot be. All channels are kept if the encoder can.
     """
     codecs = ("flac", "aac", "libopus") if stream.codec_context.codec.lossless else ("aac", "libopus")
-    usual = _USUAL_LAYOUTS.get(stream.layout.nb_channels, "stereo")
+    usual = USUAL_LAYOUTS.get(stream.layout.nb_channels, "stereo")
     for codec in codecs:
         for layout in (layout_of(stream), usual, "stereo"):
             encoding = Encoding(stream, codec, layout)
