@@ -61,7 +61,7 @@ class Estimate(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, preset: str, **others: Any) -> int:
+    def fingerprint_inputs(cls, preset: str | None, **others: Any) -> int:
         return preset_stamp(preset)
 
     @classmethod

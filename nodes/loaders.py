@@ -39,10 +39,19 @@ def load_preset(name: str, precision: str) -> tuple[ComponentHandle, ComponentHa
     return _load_preset(folders.preset_folder(name), precision, preset_stamp(name))
 
 
-def preset_stamp(name: str) -> int:
-    """Changes when a preset on disk does: the newest time stamp of its files."""
-    folder = folders.preset_folder(name)
-    return max(path.stat().st_mtime_ns for path in (folder, *folder.iterdir()))
+def preset_stamp(name: str | None) -> int:
+    """Changes when a preset on disk does: the newest time stamp of its files. None, a preset that a link will bring:
+    of all presets' files.
+    """
+    names = folders.preset_names(widgets.DEFAULT_PRESET) if name is None else [name]
+    found = [folders.preset_folder(each) for each in names]
+    return max(path.stat().st_mtime_ns for folder in found for path in (folder, *folder.iterdir()))
+
+
+def file_stamp(kind: str, name: str | None) -> int:
+    """Changes when a weight file does. None, a file that a link will bring: when any file of its kind does."""
+    names = folders.weight_files(kind) if name is None else [name]
+    return max(Path(folders.find_weights(kind, each)).stat().st_mtime_ns for each in names)
 
 
 @lru_cache(maxsize=1)
@@ -81,7 +90,7 @@ class LoadPreset(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, preset: str, **others: Any) -> int:
+    def fingerprint_inputs(cls, preset: str | None, **others: Any) -> int:
         return preset_stamp(preset)
 
     @classmethod
@@ -117,8 +126,8 @@ class LoadDenoiser(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **others: Any) -> int:
-        return Path(folders.find_weights(DENOISER, file)).stat().st_mtime_ns
+    def fingerprint_inputs(cls, file: str | None, **others: Any) -> int:
+        return file_stamp(DENOISER, file)
 
     @classmethod
     def execute(cls, file: str, precision: str = "auto", head_dim: int = 64, lr_heads: int = 4) -> io.NodeOutput:
@@ -141,8 +150,8 @@ class LoadTemporalVAE(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **others: Any) -> int:
-        return Path(folders.find_weights(VAE, file)).stat().st_mtime_ns
+    def fingerprint_inputs(cls, file: str | None, **others: Any) -> int:
+        return file_stamp(VAE, file)
 
     @classmethod
     def execute(cls, file: str, precision: str = "auto") -> io.NodeOutput:
@@ -163,8 +172,8 @@ class LoadSemanticEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **others: Any) -> int:
-        return Path(folders.find_weights(ENCODER, file)).stat().st_mtime_ns
+    def fingerprint_inputs(cls, file: str | None, **others: Any) -> int:
+        return file_stamp(ENCODER, file)
 
     @classmethod
     def execute(cls, file: str, precision: str = "auto") -> io.NodeOutput:
@@ -194,8 +203,8 @@ class LoadLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **others: Any) -> int:
-        return Path(folders.find_weights(folders.LORA, file)).stat().st_mtime_ns
+    def fingerprint_inputs(cls, file: str | None, **others: Any) -> int:
+        return file_stamp(folders.LORA, file)
 
     @classmethod
     def execute(cls, denoiser: ComponentHandle, file: str, strength: float = 1.0) -> io.NodeOutput:

@@ -100,7 +100,7 @@ class UpscaleImages(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, preset: str, **others: Any) -> int:
+    def fingerprint_inputs(cls, preset: str | None, **others: Any) -> int:
         return preset_stamp(preset)
 
     @classmethod
@@ -184,7 +184,7 @@ class UpscaleVideo(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, preset: str, **others: Any) -> int:
+    def fingerprint_inputs(cls, preset: str | None, **others: Any) -> int:
         return preset_stamp(preset)
 
     @classmethod

@@ -559,6 +559,33 @@ def test_a_preset_that_changed_on_disk_makes_a_result_stale(
     assert nodes[node_id].fingerprint_inputs("mine", scale=None) != before
 
 
+def test_a_choice_that_a_link_brings_is_no_reason_to_run_again(nodes: dict[str, Any], tmp_path: Path) -> None:
+    """ComfyUI gives None for linked inputs here; an error would make every result stale."""
+    import os
+
+    import folder_paths
+
+    folder = Path(folder_paths.get_folder_paths("setevsr")[0]) / "linked"
+    folder.mkdir(parents=True)
+    changing = (tmp_path / "weights.safetensors", folder / "config.json")
+    for path in changing:
+        path.write_text("{}", "utf-8")
+    for key in ("checkpoints", "loras"):
+        folder_paths.add_model_folder_path(key, str(tmp_path))
+
+    def stamps() -> list[int]:
+        linked = {"UpscaleVideo": "preset", "LoadPreset": "preset", "LoadDenoiser": "file", "LoadLoRA": "file"}
+        return [nodes[f"SeTeVSR{name}"].fingerprint_inputs(**{entry: None}) for name, entry in linked.items()]
+
+    before = stamps()
+    assert stamps() == before
+    for path in changing:
+        os.utime(path, ns=(1, 2**62))
+    assert all(now > then for now, then in zip(stamps(), before, strict=True))
+    changing[1].unlink()
+    folder.rmdir()
+
+
 def full_size(pack: ModuleType, kind: str, name: str) -> Any:
     """A hosted network of Stable Diffusion's sizes without weights."""
     networks = part(pack, "setevsr_core.networks.denoiser"), part(pack, "setevsr_core.networks.temporal_vae")
