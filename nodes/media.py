@@ -58,6 +58,7 @@ def identity_of(images: Tensor, audio: Any, rate: Fraction) -> str:
     """Known again when the same graph is run again: made of every frame, and of the sound."""
     digest = hashlib.sha256(repr((tuple(images.shape), rate)).encode())
     for image in images:
+        compat.check_interrupt()
         digest.update(image.float().cpu().contiguous().numpy().tobytes())
     if audio is not None:
         digest.update(audio["waveform"].float().cpu().contiguous().numpy().tobytes())

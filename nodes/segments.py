@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from comfy_api.latest import io
 
 from . import checks, compat, sockets, widgets
 from .payloads import SegmentSet, VideoIdentity
+
+SEARCH_SHARE = 0.1
+"""Share of Split Segments' time that the search for cuts takes, when frames are averaged after it."""
 
 
 class SplitSegments(io.ComfyNode):
@@ -49,10 +54,20 @@ class SplitSegments(io.ComfyNode):
         from .progress import NodeProgress
 
         checks.require_frames(images)
-        cuts = detect_cuts(images) if scene_cuts == "auto" else ()
+        progress, share = NodeProgress(), SEARCH_SHARE if steady else 1.0
+
+        def searched() -> Iterator[torch.Tensor]:
+            for done, image in enumerate(images, 1):
+                yield image
+                progress.report(share * done / len(images))
+
+        def averaged(done: int, total: int) -> None:
+            progress.report(share + (1 - share) * done / total)
+
+        cuts = detect_cuts(searched()) if scene_cuts == "auto" else ()
         spans = plan_spans(len(images), length, overlap, cuts)
         require_room(SegmentSet(images, spans, scale, VideoIdentity.of(images)))
-        frames = steady_video(images, steady, cuts, NodeProgress().count)
+        frames = steady_video(images, steady, cuts, averaged)
         return io.NodeOutput(SegmentSet(frames, spans, scale, VideoIdentity.of(frames)), len(spans))
 
 
@@ -92,7 +107,9 @@ class StitchSegments(io.ComfyNode):
 
         for number, (span, picture) in enumerate(zip(segments.spans, pictures, strict=True), 1):
             part = frames[span.start : span.stop]
-            fill(stitcher.push(span, finish_span(picture, part, segments, colour, steady_result)))
+            with compat.readable_memory_error("lower 'length' of Split Segments, or choose 'none' for 'colour'."):
+                finished = finish_span(picture, part, segments, colour, steady_result)
+            fill(stitcher.push(span, finished))
             progress.count(number, len(segments.spans))
         fill(stitcher.finish())
         return io.NodeOutput(images)

@@ -424,6 +424,7 @@ def test_estimate_node(nodes: dict[str, Any], handles: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("stage", "remedy"), [
     ("encode_latents", "lower 'scale' of Split Segments"), ("encode_semantics", "load a smaller SAM 2 encoder"),
     ("decode_span", "lower 'length' of Split Segments"), ("denoise_span", "lower 'tile' of Denoise"),
+    ("recolour", "lower 'length' of Split Segments, or choose 'none' for 'colour'"),
 ])  # fmt: skip
 def test_a_full_memory_names_the_widget_in_every_stage(
     stage: str, remedy: str, nodes: dict[str, Any], handles: dict[str, Any], stages: dict[str, Any],
@@ -432,13 +433,15 @@ def test_a_full_memory_names_the_widget_in_every_stage(
     def full(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(part(pack, "setevsr_core.stages"), stage, full)
     segments, latents = stages["segments"], stages["latents"]
+    (decoded,) = nodes["SeTeVSRTemporalDecode"].execute(latents, segments, handles["vae"]).result
+    monkeypatch.setattr(part(pack, "setevsr_core.stages"), stage, full)
     runs = {
         "encode_latents": lambda: nodes["SeTeVSREncodeLatents"].execute(segments, handles["vae"]),
         "encode_semantics": lambda: nodes["SeTeVSREncodeSemantics"].execute(segments, handles["encoder"]),
         "decode_span": lambda: nodes["SeTeVSRTemporalDecode"].execute(latents, segments, handles["vae"]),
         "denoise_span": lambda: own(nodes, handles, stages, "ddim"),
+        "recolour": lambda: nodes["SeTeVSRStitchSegments"].execute(decoded),
     }
     with pytest.raises(part(pack, "setevsr_core.errors").SettingsError, match=f"The memory is full: {remedy}"):
         runs[stage]()

@@ -881,6 +881,31 @@ def test_cancel_stops_a_run(nodes: dict[str, Any], handles: dict[str, Any]) -> N
         nodes["SeTeVSRUpscaleImages"].execute(clip(), "none needed", 2.0, **SAMPLING, **handles)
 
 
+@torch.inference_mode()
+def test_cancel_stops_what_comes_before_the_networks(
+    nodes: dict[str, Any], pack: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search for cuts and the recognition of a video in memory look at every frame, which takes long."""
+    import comfy.model_management as management
+
+    seen: list[float] = []
+    progress = part(pack, "nodes.progress").NodeProgress
+    report = progress.report
+    monkeypatch.setattr(progress, "report", lambda self, done, *more: (seen.append(done), report(self, done, *more)))
+    for steady in (0, 1):
+        nodes["SeTeVSRSplitSegments"].execute(clip(), 2.0, steady=steady)
+        assert seen == sorted(seen) and seen[-1] == pytest.approx(1.0) and len(seen) == 4 * (1 + steady)
+        seen.clear()
+    works = (
+        lambda: nodes["SeTeVSRSplitSegments"].execute(clip(), 2.0, steady=0),
+        lambda: part(pack, "nodes.media").identity_of(clip(), None, Fraction(24)),
+    )
+    for work in works:
+        management.interrupt_current_processing(True)
+        with pytest.raises(management.InterruptProcessingException):
+            work()
+
+
 def test_preset_decides_what_is_left_open(pack: ModuleType) -> None:
     choices, widgets = part(pack, "nodes.choices"), part(pack, "nodes.widgets")
     open_choices = choices.sampling_choices(steps=0, sampler=widgets.PRESETS_OWN, strength=0.0)

@@ -58,7 +58,7 @@ def steady_video(
     """
     if not radius:
         return frames
-    result = frames.float().clone()
+    result = frames.to(torch.float32, copy=True)
     for shot in shots(len(frames), cuts):
         averages = _averages(frames[shot.start : shot.stop], radius, range(len(shot)))
         for index, pixels in zip(shot.indices, averages, strict=True):
