@@ -157,6 +157,11 @@ def trim_window(video: Any) -> tuple[float, float | None]:
     return float(start), float(duration) or None
 
 
+def bit_depth(video: Any) -> int:
+    """Bits a channel with which a VIDEO made in the graph is written: Create Video of newer versions has the choice."""
+    return int(video.get_bit_depth()) if hasattr(video, "get_bit_depth") else 8
+
+
 def is_file_video(video: Any) -> bool:
     """True if the VIDEO is backed by an encoded file, so that it can be decoded frame by frame."""
     return isinstance(video, InputImpl.VideoFromFile)

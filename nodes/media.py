@@ -47,7 +47,7 @@ def open_video(video: Any) -> Iterator[Footage]:
         rate, size = Fraction(parts.frame_rate), (images.shape[1], images.shape[2])
         yield Footage(
             FramesInMemory(images), rate, size, identity_of(images, parts.audio, rate), len(images),
-            options={"audio_from": sound},
+            compat.bit_depth(video), options={"audio_from": sound},
         )  # fmt: skip
     finally:
         if sound is not None:

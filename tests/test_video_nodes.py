@@ -79,3 +79,19 @@ def test_sound_of_the_graph_keeps_its_channels_and_may_have_any_rate(
     if kept == channels:
         assert heard.tolist() == pytest.approx(loudness.tolist(), abs=0.03)
     assert heard.min() > 0.03
+
+
+@torch.inference_mode()
+def test_a_video_of_the_graph_is_written_with_its_depth(
+    nodes: dict[str, Any], handles: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Create Video's bit_depth of 10, which older versions do not have."""
+    from comfy_api.latest import InputImpl, Types
+
+    parts = Types.VideoComponents(images=shared.clip(3), frame_rate=Fraction(24))
+    for depth, pixels in ((8, "yuv420p"), (10, "yuv420p10le")):
+        video = InputImpl.VideoFromComponents(parts)
+        monkeypatch.setattr(video, "get_bit_depth", lambda depth=depth: depth, raising=False)
+        sampling = {**shared.SAMPLING, "sampler": "none (decoder only)", "length": 3, "overlap": 1}
+        (result,) = nodes["SeTeVSRUpscaleVideo"].execute(video, "none needed", 1.0, **sampling, **handles).result
+        assert stream_facts(Path(result.get_stream_source()))["pix_fmt"] == pixels
