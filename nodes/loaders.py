@@ -192,7 +192,7 @@ class LoadLoRA(io.ComfyNode):
             search_aliases=[*widgets.ALIASES, "lora"],
             inputs=[
                 sockets.Denoiser.Input("denoiser", tooltip="From Load Denoiser, Load Preset or another Load LoRA."),
-                widgets.weight_file(folders.LORA, "models/loras"),
+                widgets.weight_file(folders.LORA, "models/setevsr or models/loras"),
                 compat.widget(
                     io.Float, "strength", default=1.0, min=-10.0, max=10.0, step=0.05,
                     tooltip="How much of the change is added: 1 as trained, 0 nothing, negative values go the other "

@@ -108,7 +108,7 @@ class HostedDenoiser(nn.Module):
                 "sampler's positive and negative inputs."
             )
         tile, overlap, content = plan
-        num_frames = len(x) // len(transformer_options["cond_or_uncond"])
+        num_frames = len(x) // len((transformer_options or {}).get("cond_or_uncond", [0]))  # one, if nobody says
         denoiser: Any = self.denoiser
         grid = (x.shape[-2], x.shape[-1])
         tiles = plan_tiles(*grid, tile, overlap)

@@ -64,7 +64,7 @@ class SamplingConditioning(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="From Denoiser as Model."),
                 io.Latent.Input("latents", tooltip="From Encode Latents."),
-                widgets.tile(),
+                widgets.tile(halved=False),
                 widgets.tile_overlap(),
                 sockets.Semantics.Input(
                     "semantics", optional=True,

@@ -136,11 +136,13 @@ def colour() -> Any:
     )
 
 
-def tile() -> Any:
+def tile(*, halved: bool = True) -> Any:
+    """halved: the node goes on in smaller tiles when the memory is full."""
+    full = "Halved on its own when memory runs out." if halved else "When memory runs out the sampler stops: lower it."
     return widget(
         io.Int, "tile", default=64, min=0, max=512, step=8, advanced=True,
         tooltip="Side of the latent tiles inside each diffusion step, in latent pixels (1 = 8 output pixels); 0 = no "
-        "tiles. Smaller: less memory, more time. Halved on its own when memory runs out.",
+        f"tiles. Smaller: less memory, more time. {full}",
     )
 
 

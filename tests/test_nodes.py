@@ -161,6 +161,17 @@ def test_every_node_and_every_widget_explains_itself(nodes: dict[str, Any]) -> N
             assert entry.tooltip or entry.id == "fourth", f"{node_id}.{entry.id} has no tooltip"
 
 
+def test_tooltips_promise_halved_tiles_only_where_tiles_are_halved(nodes: dict[str, Any]) -> None:
+    promising = {
+        node_id
+        for node_id, node in nodes.items()
+        for entry in node.GET_SCHEMA().inputs
+        if entry.id == "tile" and "Halved" in entry.tooltip
+    }
+    upscaling = {"SeTeVSRUpscaleVideo", "SeTeVSRUpscaleImages", "SeTeVSREstimate"}
+    assert promising == {*upscaling, "SeTeVSRDenoise"}  # ComfyUI's samplers, behind Sampling Conditioning, halve none
+
+
 def test_every_node_has_a_help_page_that_starts_with_its_name(nodes: dict[str, Any]) -> None:
     pages = {path.stem: path.read_text("utf-8") for path in (ROOT / "web" / "docs").glob("*.md")}
     assert set(pages) == set(nodes)
