@@ -73,7 +73,14 @@ def old_diffusers(layer: str, up: Tensor, down: Tensor) -> State:
             f"unet.{middle.removesuffix('_lora').removesuffix('.lora')}.alpha": torch.tensor(ALPHA)}
 
 
-SPELLINGS = [kohya, kohya_original, peft, peft_model, old_diffusers]
+def original_model(layer: str, up: Tensor, down: Tensor) -> State:
+    spelled = kohya_original(layer, up, down)
+    table = key_maps.flipped(key_maps.unet_table(key_maps.Depth(4, 2, (True, True, True, False))))
+    name = key_maps.rename(f"{layer}.weight", table).removesuffix(".weight")
+    return {f"model.diffusion_model.{name}.{key.partition('.')[2]}": value for key, value in spelled.items()}
+
+
+SPELLINGS = [kohya, kohya_original, peft, peft_model, old_diffusers, original_model]
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -124,13 +131,15 @@ def test_modules_of_this_project_can_have_a_lora(base: State) -> None:
     torch.testing.assert_close(changed[f"{layer}.weight"], base[f"{layer}.weight"] + 1)
 
 
-@pytest.mark.parametrize("place", ["metadata", "adapter_config.json", "pattern"])
+@pytest.mark.parametrize("place", ["metadata", "adapter_config.json", "pattern", "expression"])
 def test_alpha_kept_outside_the_tensors(place: str, base: State, tmp_path: Path) -> None:
     up, down = pairs(base)[LINEAR]
     tensors = {f"unet.{LINEAR}.lora_A.weight": down, f"unet.{LINEAR}.lora_B.weight": up}
     settings: dict[str, Any] = {"r": RANK, "lora_alpha": ALPHA}
     if place == "pattern":
         settings = {"lora_alpha": 100, "alpha_pattern": {"attn1.to_q": ALPHA}}
+    if place == "expression":
+        settings = {"lora_alpha": 100, "alpha_pattern": {"q": 50, r"down_blocks\.1.*\.to_q": ALPHA}}
     path = tmp_path / "adapter_model.safetensors"
     if place == "adapter_config.json":
         save_file(tensors, path)
@@ -140,6 +149,16 @@ def test_alpha_kept_outside_the_tensors(place: str, base: State, tmp_path: Path)
         save_file(tensors, path, metadata={"lora_adapter_metadata": json.dumps(stored)})
     changed = lora.apply_loras(base, [(path, 1.0)])[f"unet.{LINEAR}.weight"]
     torch.testing.assert_close(changed, base[f"unet.{LINEAR}.weight"] + ALPHA / RANK * up @ down)
+
+
+def test_rank_stabilised_lora(base: State, tmp_path: Path) -> None:
+    """peft's rsLoRA divides alpha by the root of the rank."""
+    up, down = pairs(base)[LINEAR]
+    stored = json.dumps({"unet.r": RANK, "unet.lora_alpha": ALPHA, "unet.use_rslora": True})
+    save_file({f"unet.{LINEAR}.lora_A.weight": down, f"unet.{LINEAR}.lora_B.weight": up},
+              tmp_path / "rs.safetensors", metadata={"lora_adapter_metadata": stored})
+    changed = lora.apply_loras(base, [(tmp_path / "rs.safetensors", 1.0)])[f"unet.{LINEAR}.weight"]
+    torch.testing.assert_close(changed, base[f"unet.{LINEAR}.weight"] + ALPHA / math.sqrt(RANK) * up @ down)
 
 
 def test_layers_without_a_place_are_named(base: State, caplog: pytest.LogCaptureFixture) -> None:
@@ -152,6 +171,13 @@ def test_layers_without_a_place_are_named(base: State, caplog: pytest.LogCapture
     assert "lora_te" not in caplog.text  # the text encoder's part is not this network's business
     with pytest.raises(CheckpointError, match="changes nothing in this denoiser: 1 layers .*down_blocks_9_x"):
         lora.apply_loras(base, [({**stray, **text}, 1.0)])
+
+
+def test_a_lora_of_the_text_encoder_alone(base: State) -> None:
+    name = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    state = {f"{name}.lora_up.weight": torch.zeros(2, 2), f"{name}.lora_down.weight": torch.zeros(2, 2)}
+    with pytest.raises(CheckpointError, match="is a LoRA of a text encoder alone"):
+        lora.apply_loras(base, [(state, 1.0)])
 
 
 def test_lora_of_another_base_model(base: State) -> None:
@@ -176,6 +202,9 @@ def test_other_adapters_are_named(key: str, kind: str, base: State) -> None:
 def test_a_file_that_is_no_lora(base: State) -> None:
     with pytest.raises(CheckpointError, match=r"is a denoiser \(.*\); expected a LoRA"):
         lora.apply_loras(base, [(base, 1.0)])
+    checkpoint = {"model.diffusion_model.label_emb.0.0.weight": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match="is a Stable Diffusion XL model; expected a LoRA"):
+        lora.apply_loras(base, [(checkpoint, 1.0)])
 
 
 @pytest.mark.parametrize("strength", [math.nan, math.inf, 1e6])

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,8 +38,13 @@ ENDINGS = (
 )
 WRAPPERS = re.compile(r"^(base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|lora_unet_|unet\.|unet_)")
 TEXT = ("lora_te", "text_encoder", "te_", "lora_prior")
-OTHER_KINDS = {".hada_w1": "a LoHa", ".lokr_w": "a LoKr", ".dora_scale": "a DoRA", ".lora_magnitude_vector": "a DoRA",
-               ".oft_": "an OFT", ".diff": "a file of full weight differences"}
+OTHER_KINDS = (
+    (re.compile(r"\.hada_w1"), "a LoHa"),
+    (re.compile(r"\.lokr_w"), "a LoKr"),
+    (re.compile(r"\.dora_scale|\.lora_magnitude_vector"), "a DoRA"),
+    (re.compile(r"\.oft_"), "an OFT"),
+    (re.compile(r"\.diff(_b)?$"), "a file of full weight differences"),
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ def read_lora(source: Source | TensorFile, shapes: Shapes) -> tuple[str, dict[st
     file = open_source(source)
     parts, strange = grouped(file.tensors)
     layers = aliases(shapes)
+    settings = peft_settings(file)
     found: dict[str, Update] = {}
     unmatched = list(strange)
     for layer, tensors in parts.items():
@@ -93,10 +99,12 @@ def read_lora(source: Source | TensorFile, shapes: Shapes) -> tuple[str, dict[st
         if "up" not in tensors or "down" not in tensors or weight is None:
             unmatched.append(layer)
         else:
-            found[weight] = update(tensors, default_alpha(file, weight))
+            found[weight] = update(tensors, settings, weight)
             found[weight].require_fit(shapes[weight], weight, file.name)
     refuse_other_kinds(file, bool(found))
     unmatched = [layer for layer in unmatched if not layer.startswith(TEXT)]
+    if not found and not unmatched:
+        raise CheckpointError(f"{file.name} is a LoRA of a text encoder alone: it changes nothing in this denoiser.")
     if not found:
         raise CheckpointError(
             f"{file.name} changes nothing in this denoiser: {len(unmatched)} layers were not recognised, such as "
@@ -181,38 +189,43 @@ def aliases(shapes: Shapes) -> dict[str, str]:
 
 
 # ---- numbers --------------------------------------------------------------------------------------------------------
-def update(tensors: Mapping[str, Tensor], alpha: float | None) -> Update:
-    """The change that the parts of one layer describe. alpha: what the file says elsewhere; None means the rank."""
+def update(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], weight: str) -> Update:
+    """The change that the parts of one layer describe. settings: of peft, for a layer without an alpha of its own."""
     rank = tensors["down"].shape[0]
     stored = tensors.get("alpha")
-    if stored is not None and not stored.is_meta:
-        alpha = float(stored)
-    return Update(tensors["up"], tensors["down"], tensors.get("mid"), 1.0 if alpha is None else alpha / rank)
+    scale = peft_scale(settings, weight, rank) if stored is None or stored.is_meta else float(stored) / rank
+    return Update(tensors["up"], tensors["down"], tensors.get("mid"), scale)
 
 
-def default_alpha(file: TensorFile, weight: str) -> float | None:
-    """The alpha that peft keeps outside the tensors: in the file's metadata (diffusers) or adapter_config.json."""
-    settings: dict[str, Any] = {}
+def peft_settings(file: TensorFile) -> dict[str, Any]:
+    """What peft keeps outside the tensors, in the file's metadata (diffusers) or in adapter_config.json; else empty."""
     try:
         stored = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
         settings = {key.removeprefix("unet."): value for key, value in stored.items()}
     except (ValueError, AttributeError):
         log.warning("%s: its LoRA metadata is damaged and is not used", file.name)
+        settings = {}
     if not settings and file.path is not None:
-        for key in ("lora_alpha", "alpha_pattern"):
-            value = folder_setting(Path(file.path), "adapter_config.json", key)
-            if value is not None:
-                settings[key] = value
+        keys = ("lora_alpha", "alpha_pattern", "use_rslora")
+        settings = {key: folder_setting(file.path, "adapter_config.json", key) for key in keys}
+    return settings
+
+
+def peft_scale(settings: Mapping[str, Any], weight: str, rank: int) -> float:
+    """Scale of a layer by peft's settings: alpha / rank, with rsLoRA alpha / sqrt(rank); 1 where no alpha is set."""
     layer = weight.removesuffix(".weight").removeprefix("unet.")
     patterns = settings.get("alpha_pattern") or {}
-    found = next((value for name, value in patterns.items() if layer.endswith(name)), settings.get("lora_alpha"))
-    return None if found is None else float(found)
+    own = (value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer))
+    alpha = next(own, settings.get("lora_alpha"))
+    if alpha is None:
+        return 1.0
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def refuse_other_kinds(file: TensorFile, some_fit: bool) -> None:
     """`CheckpointError` for adapters that are no LoRA, and for a file that is no adapter at all."""
-    for part, kind in OTHER_KINDS.items():
-        if any(part in key for key in file.tensors):
+    for part, kind in OTHER_KINDS:
+        if any(part.search(key) for key in file.tensors):
             raise CheckpointError(f"{file.name} is {kind}, which is not supported; expected a LoRA (up and down "
                                   "matrices, with or without alpha).")
     if not some_fit and not any("lora" in key for key in file.tensors):
