@@ -292,6 +292,28 @@ def test_diffusers_folder(tmp_path: Path, sd_unet: Any, sd_vae: Any, caplog: pyt
     assert "predicts v" in caplog.text
 
 
+@pytest.mark.parametrize("options", [{}, {"variant": "fp16"}, {"safe_serialization": False}])
+def test_a_model_in_several_files(options: dict[str, Any], tmp_path: Path, sd_unet: Any) -> None:
+    sd_unet.save_pretrained(tmp_path / "unet", max_shard_size="3MB", **options)
+    shards = sorted((tmp_path / "unet").glob("*-of-*"))
+    assert len(shards) > 2
+    for source in (tmp_path, tmp_path / "unet", shards[1]):
+        assert_equals_diffusers_unet(checkpoints.load_denoiser(source, head_dim=SD_HEAD_DIM), sd_unet)
+    shards[2].unlink()
+    with pytest.raises(CheckpointError, match=f"There is no file named {shards[2].name} in the folder"):
+        checkpoints.load_denoiser(tmp_path, head_dim=SD_HEAD_DIM)
+
+
+@pytest.mark.parametrize("wrapped", ["_orig_mod.module.{}", "module.{}", "model.diffusion_model._orig_mod.{}"])
+def test_names_of_wrappers(wrapped: str, sd_unet: Any) -> None:
+    state = {wrapped.format(key): value for key, value in sd_unet.state_dict().items()}
+    if wrapped.startswith("model."):
+        names = (key.removeprefix("model.diffusion_model.") for key in original_unet(sd_unet))
+        state = dict(zip(map(wrapped.format, names), sd_unet.state_dict().values(), strict=True))
+    state["n_averaged"] = torch.tensor(5)  # of AveragedModel, which puts it beside the wrapped names
+    assert_equals_diffusers_unet(checkpoints.load_denoiser(state, head_dim=SD_HEAD_DIM), sd_unet)
+
+
 def test_lightning_ckpt_with_its_records(tmp_path: Path, sd_unet: Any, sd_vae: Any,
                                          monkeypatch: pytest.MonkeyPatch) -> None:
     """Real SD and MGLD-VSR files name a Lightning callback and NumPy numbers; neither may be needed or run."""
@@ -529,10 +551,11 @@ def test_truncated_safetensors(tmp_path: Path) -> None:
             checkpoints.load_temporal_vae(path)
 
 
-def test_truncated_ckpt(tmp_path: Path, sd_vae: Any) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_truncated_ckpt(zipped: bool, tmp_path: Path, sd_vae: Any) -> None:
     path = tmp_path / "cut.ckpt"
-    torch.save({"state_dict": original_vae(sd_vae)}, path)
-    for length in (path.stat().st_size // 2, 20):
+    torch.save({"state_dict": original_vae(sd_vae)}, path, _use_new_zipfile_serialization=zipped)
+    for length in (path.stat().st_size // 2, 30, 20):
         os.truncate(path, length)
         with pytest.raises(CheckpointError, match="cut.ckpt is not a complete torch file"):
             checkpoints.load_temporal_vae(path)
@@ -571,6 +594,7 @@ def test_a_pickle_with_code_is_refused(writer: str, reason: str, tmp_path: Path)
     (b"", "is empty"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a git-lfs pointer.*git lfs pull"),
     (b"<!DOCTYPE html><html>", "is a web page"),
+    (b"\xef\xbb\xbf<!DOCTYPE html><html>", "is a web page"),
     (b"GGUF\x03\x00", "is a GGUF file"),
     (b"hello, I am no weights", "is neither a safetensors file nor a torch file"),
 ])
@@ -578,6 +602,14 @@ def test_files_that_are_no_weights(content: bytes, reason: str, tmp_path: Path) 
     path = tmp_path / "x.ckpt"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=f"x.ckpt {reason}"):
+        checkpoints.identify(path)
+
+
+@pytest.mark.parametrize("answer", [b"Entry not found", b'{"error":"Invalid credentials"}'])
+def test_what_a_server_answered_is_no_safetensors_file(answer: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(answer)
+    with pytest.raises(CheckpointError, match=f"x.safetensors is neither .* but text, .*{answer.decode()[:20]}"):
         checkpoints.identify(path)
 
 

@@ -28,8 +28,10 @@ Source = str | Path | Mapping[str, Any]
 EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 # Names under which training programs nest the weights, most specific first.
 NESTED = ("state_dict", "model_state_dict", "params_ema", "params", "model")
-# Prefixes that wrappers (DataParallel, torch.compile) put before every key.
-WRAPPERS = ("module.", "_orig_mod.")
+# What wrappers add to the names: DataParallel and AveragedModel before them, torch.compile before those it wraps.
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
+# One of the files that a large model is split into: name, place, number of files, ending.
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})((?:\.\w+)+)")
 WEIGHT_NAMES = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.fp16.safetensors",
@@ -50,7 +52,7 @@ class TensorFile:
 
 
 def open_source(source: Source | TensorFile, component: tuple[str, ...] = ()) -> TensorFile:
-    """Open a path, a folder or a state dict.
+    """Open a path, a folder or a state dict; of a model in several files (`...-00001-of-00002...`), any of them.
 
     `component` names the subfolders or native files that are tried inside a folder, e.g. ("unet", "denoiser").
     Raises `CheckpointError` naming the file, what is wrong with it and what to do.
@@ -62,13 +64,24 @@ def open_source(source: Source | TensorFile, component: tuple[str, ...] = ()) ->
     path = Path(source).expanduser()
     if path.is_dir():
         path = file_in_folder(path, component)
-    elif not path.exists():
-        raise CheckpointError(missing_message(path))
-    return read_file(path)
+    parts = [read_file(part) for part in shards(path)]
+    tensors = {key: value for part in parts for key, value in part.tensors.items()}
+    return TensorFile(tensors, str(path), parts[0].metadata, path)
+
+
+def shards(path: Path) -> list[Path]:
+    """All files of the model that a file is a part of; a whole file is the only one."""
+    found = SHARD.fullmatch(path.name)
+    if found is None:
+        return [path]
+    name, _, count, ending = found.groups()
+    return [path.with_name(f"{name}-{place:05d}-of-{count}{ending}") for place in range(1, int(count) + 1)]
 
 
 def read_file(path: Path) -> TensorFile:
     """Read one weight file; what it is is told by its first bytes, not by its name."""
+    if not path.exists():
+        raise CheckpointError(missing_message(path))
     try:
         with open(path, "rb") as stream:
             head = stream.read(64)
@@ -82,16 +95,18 @@ def read_file(path: Path) -> TensorFile:
         return safetensors_file(path)
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{name} is a git-lfs pointer, not the weights; run 'git lfs pull' or download the file.")
-    if head.lstrip()[:1] == b"<":
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<":
         raise CheckpointError(f"{name} is a web page, not weights; the download link led to a page: download it again.")
     if head.startswith(b"GGUF"):
         raise CheckpointError(f"{name} is a GGUF file, which is not supported; use a .safetensors or .ckpt file.")
     if head.startswith((b"PK", b"\x80")):
         return TensorFile(plain_tensors(read_pickle(path), name), name, path=path)
-    if path.suffix == ".safetensors":
+    is_text = all(byte >= 32 or byte in b"\t\r\n" for byte in head)
+    if path.suffix == ".safetensors" and not is_text:
         return safetensors_file(path)
+    kind = " but text, perhaps what a server answered instead of the file" if is_text else ""
     raise CheckpointError(
-        f"{name} is neither a safetensors file nor a torch file (it starts with {head[:8]!r}); "
+        f"{name} is neither a safetensors file nor a torch file{kind} (it starts with {head[:32]!r}); "
         f"expected one of {', '.join(EXTENSIONS)}."
     )
 
@@ -130,7 +145,7 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(refusal(path, str(error))) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as error:
+    except Exception as error:  # what the reader raises for a damaged pickle depends on the byte it stumbles over
         raise CheckpointError(
             f"{path} is not a complete torch file ({first_line(error)}); it was probably cut off: "
             "download or copy it again."
@@ -211,12 +226,9 @@ def plain_tensors(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
         inner = content.get(key)
         if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
             return plain_tensors(inner, name)
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {WRAPPERS.sub("", str(key)): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{name} holds no named tensors; expected a state dict of weights.")
-    for prefix in WRAPPERS:
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = {key[len(prefix) :]: value for key, value in tensors.items()}
     return tensors
 
 
@@ -224,9 +236,10 @@ def file_in_folder(folder: Path, component: tuple[str, ...]) -> Path:
     """The weight file of one component inside a folder (diffusers model folder, its subfolder, or a preset)."""
     places = [folder / part for part in component] + [folder]
     for place in places:
-        for name in WEIGHT_NAMES:
-            if (place / name).is_file():
-                return place / name
+        for name in map(Path, WEIGHT_NAMES):
+            for found in (place / name, *sorted(place.glob(f"{name.stem}-00001-of-*{name.suffix}"))):
+                if found.is_file():
+                    return found
     for part in component:
         if (folder / f"{part}.safetensors").is_file():
             return folder / f"{part}.safetensors"
