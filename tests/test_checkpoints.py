@@ -504,6 +504,32 @@ def test_wrong_kind_is_named(tmp_path: Path, sd_vae: Any) -> None:
         checkpoints.load_semantic_encoder(sd_vae.state_dict())
 
 
+def test_the_unusable_unet_of_a_complete_checkpoint_is_named(sd_vae: Any) -> None:
+    """SD 1.5's checkpoint in the denoiser's place: that a VAE is in it too is not the point."""
+    source = zeros(("model.diffusion_model.input_blocks.1.1.proj_in.weight", (8, 8, 1, 1)))
+    source |= original_vae(sd_vae, "first_stage_model.")
+    with pytest.raises(CheckpointError, match=r"is a Stable Diffusion 1.x U-Net, with a VAE \(.*\); expected"):
+        checkpoints.load_denoiser(source)
+    assert checkpoints.identify(source).kind == "vae"
+
+
+def test_quantised_weights_are_refused(sd_vae: Any) -> None:
+    state = sd_vae.state_dict()
+    key = "encoder.mid_block.resnets.0.conv1"
+    for change in ({f"{key}.scale_weight": torch.ones(1)}, {f"{key}.weight": state[f"{key}.weight"].to(torch.int8)}):
+        with pytest.raises(CheckpointError, match=f"quantised weights, which are not supported: {key}"):
+            checkpoints.load_temporal_vae({**state, **change})
+
+
+def test_the_config_beside_a_vae_tells_sdxl(tmp_path: Path, sd_vae: Any) -> None:
+    sd_vae.save_pretrained(tmp_path / "vae")
+    checkpoints.load_temporal_vae(tmp_path)
+    config = tmp_path / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": 0.13025}))
+    with pytest.raises(CheckpointError, match="is a VAE with the scaling factor 0.13025"):
+        checkpoints.load_temporal_vae(tmp_path)
+
+
 def test_sdxl_vae_is_refused(sd_vae: Any) -> None:
     """It has the very same tensors as SD 2.1's, but another latent space."""
     source = original_vae(sd_vae, "first_stage_model.") | stem(("label_emb.0.0.weight", (8, 8)))
@@ -661,3 +687,17 @@ def test_convert_command(kind: str | None, tmp_path: Path, sd_unet: Any, sd_vae:
     if kind is None:
         assert checkpoints.load_denoiser(target).config.head_dim == SD_HEAD_DIM
     assert shapes_of(files.open_source(target).tensors)
+
+
+@pytest.mark.parametrize(("weights", "others", "expected"), [
+    (torch.float16, torch.float32, "float16"), (torch.float8_e4m3fn, torch.float8_e4m3fn, "float8_e4m3fn"),
+    (torch.float8_e4m3fn, torch.float16, "float16"),
+])
+def test_convert_keeps_the_type_of_most_weights(
+    weights: torch.dtype, others: torch.dtype, expected: str, tmp_path: Path, sd_vae: Any
+) -> None:
+    source, target = tmp_path / "vae.safetensors", tmp_path / "out.safetensors"
+    state = {key: value.to(weights if value.ndim > 1 else others) for key, value in sd_vae.state_dict().items()}
+    save_file({**state, "loss.logvar": torch.zeros(3, dtype=torch.float64)}, source)
+    assert command_line("convert", str(source), str(target)) == 0
+    assert checkpoints.identify(target).dtype == expected

@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
 Shapes = Mapping[str, tuple[int, ...]]
 
+# Ends of the names under which quantised files keep what their weights must be multiplied by.
+SCALES = (".scale_weight", ".weight_scale")
+
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Name -> shape."""
@@ -50,6 +53,13 @@ def build(make: Callable[..., Module], tensors: Mapping[str, Tensor], *, name: s
 
 def check(expected: Shapes, tensors: Mapping[str, Tensor], name: str, fresh: Callable[[str], bool]) -> list[str]:
     """Compare names and shapes; return the missing names that may be initialised anew."""
+    quantised = [key for key, value in tensors.items()
+                 if key.endswith(SCALES) or (key in expected and not value.is_floating_point())]
+    if quantised:
+        raise CheckpointError(
+            f"{name} holds quantised weights, which are not supported: {some(quantised)}; use the file in fp32, fp16, "
+            "bf16 or fp8 without scales."
+        )
     missing = [key for key in expected if key not in tensors]
     lacking = [key for key in missing if not fresh(key)]
     if lacking:
@@ -79,12 +89,17 @@ def default_dtype(tensors: Collection[Tensor], device: Any) -> torch.dtype:
     """The type most weights are stored in; float32 on the CPU, which computes slowly or not at all in half types."""
     if torch.device(device).type == "cpu":
         return torch.float32
+    stored = main_dtype(tensors)
+    return stored if stored.itemsize >= 2 else torch.bfloat16
+
+
+def main_dtype(tensors: Collection[Tensor]) -> torch.dtype:
+    """The type most weights are stored in."""
     sizes: dict[torch.dtype, int] = {}
     for tensor in tensors:
         if tensor.is_floating_point():
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel()
-    stored = max(sizes, key=lambda kind: sizes[kind], default=torch.float32)
-    return stored if stored.itemsize >= 2 else torch.bfloat16
+    return max(sizes, key=lambda kind: sizes[kind], default=torch.float32)
 
 
 @torch.no_grad()

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, SettingsError
+from .building import main_dtype
 from .denoiser import load_denoiser
 from .files import TensorFile, open_source
 from .native import save_native, stored_config
-from .registry import COMPONENTS, DENOISER, KINDS, SEMANTIC, VAE, FileInfo, describe, match
+from .registry import COMPONENTS, DENOISER, KINDS, SEMANTIC, VAE, FileInfo, describe, find, match
 from .semantic import load_semantic_encoder
 from .vae import load_temporal_vae
 
@@ -32,7 +33,7 @@ def add_parser(subparsers: Any) -> None:
     convert.add_argument("source", help="weight file or diffusers folder")
     convert.add_argument("target", help="native file to write (.safetensors)")
     convert.add_argument("--kind", choices=KINDS, help="what to take from a file that holds several (default: first)")
-    convert.add_argument("--dtype", choices=DTYPES, help="stored number type (default: as in the source)")
+    convert.add_argument("--dtype", choices=DTYPES, help="stored number type (default: that of most weights)")
     convert.add_argument("--head-dim", type=int, default=64, help="width of the U-Net's attention heads (default 64)")
     convert.add_argument("--lr-heads", type=int, default=4, help="attention heads of the LR encoder (default 4)")
     convert.add_argument("--lora", nargs=2, action="append", default=[], metavar=("FILE", "STRENGTH"),
@@ -120,8 +121,7 @@ def run_convert(args: argparse.Namespace) -> int:
     if kind not in LOADERS:
         raise CheckpointError(f"{file.name} is {describe(file).description}; nothing in it can be converted.")
     options = denoiser_options(args) if kind == DENOISER else {}
-    stored = {value.dtype for value in file.tensors.values() if value.is_floating_point()}
-    dtype = DTYPES[args.dtype] if args.dtype else (stored.pop() if len(stored) == 1 else torch.float32)
+    dtype = DTYPES[args.dtype] if args.dtype else stored_dtype(file, kind)
     network = LOADERS[kind](file, dtype=dtype, **options)
     if args.empty_text and kind == DENOISER:
         network.empty_text = read_empty_text(args.empty_text, network.config.context_dim).to(network.dtype)
@@ -129,6 +129,15 @@ def run_convert(args: argparse.Namespace) -> int:
     print(f"{target}: {kind}, {sum(p.numel() for p in network.parameters()):,} parameters, "
           f"{target.stat().st_size / 1e6:.1f} MB")
     return 0
+
+
+def stored_dtype(file: TensorFile, kind: str) -> torch.dtype:
+    """The type most weights of `kind` are stored in; for fp8 beside wider types the widest, which loses nothing."""
+    entry, prefix = find(file, kind)
+    tensors = entry.convert(file.tensors, prefix).values()
+    main = main_dtype(tensors)
+    wider = (value.dtype for value in tensors if value.is_floating_point())
+    return main if main.itemsize > 1 else max(wider, key=lambda kind: kind.itemsize)
 
 
 def denoiser_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -230,6 +230,9 @@ def describe(file: TensorFile) -> FileInfo:
     if found:
         first = found[0][0]
         kind, layout, description = first.kind, first.layout, f"{KIND_TITLES[first.kind]} ({first.title})"
+        beside = None if layout == "native" else stranger(tensors, LOOKALIKES)
+        if beside is not None:  # a complete checkpoint of which the VAE is usable and the rest is not
+            description = f"{beside}, with {description}"
     else:
         kind, layout = "unknown", "unknown"
         known = stranger(tensors, LOOKALIKES + OTHERS)

@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from ..networks.temporal_vae import TemporalVAE, VAEConfig
 from .building import Shapes, build, shapes_of
 from .denoiser import count
-from .files import Source, TensorFile, open_source
+from .files import Source, TensorFile, folder_setting, open_source
 from .native import stored_config
 from .registry import COMPONENTS, VAE, find
 
@@ -37,6 +37,8 @@ def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None 
     """
     file = open_source(source, COMPONENTS[VAE])
     entry, prefix = find(file, VAE)
+    if entry.layout == "sd-diffusers":
+        refuse_other_latents(file)
     tensors = entry.convert(file.tensors, prefix)
     stored = stored_config(file)
     config = VAEConfig.from_dict(stored) if stored is not None else read_config(shapes_of(tensors), file.name)
@@ -47,6 +49,16 @@ def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None 
     log.info("%s: %s", file.name, entry.title)
     return build(partial(TemporalVAE, config), tensors, name=file.name, dtype=dtype, device=device, ops=ops,
                  fresh=is_added if changes else lambda _: False)
+
+
+def refuse_other_latents(file: TensorFile) -> None:
+    """`CheckpointError` for a VAE whose config.json beside it tells of other latents, as SDXL's: its tensors do not."""
+    factor = folder_setting(file.path, "config.json", "scaling_factor") if file.path is not None else None
+    if factor not in (None, VAEConfig().scaling_factor):
+        raise CheckpointError(
+            f"{file.name} is a VAE with the scaling factor {factor} (Stable Diffusion XL or similar), says its "
+            "config.json; expected the VAE of Stable Diffusion 2.1 or MGLD-VSR."
+        )
 
 
 def is_added(name: str) -> bool:
