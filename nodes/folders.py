@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import folder_paths
@@ -15,10 +16,14 @@ WEIGHT_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 NO_FILE = "(no weight file found)"
 
 LORA = "lora"
+DIFFUSERS = "diffusers"
 SHARED = {
-    "denoiser": ("diffusion_models", "checkpoints"), "vae": ("vae",), "semantic_encoder": ("sam2",), LORA: ("loras",),
+    "denoiser": ("diffusion_models", "checkpoints", DIFFUSERS), "vae": ("vae", "checkpoints", DIFFUSERS),
+    "semantic_encoder": ("sam2",), LORA: ("loras",),
 }
 """Standard folders that may hold a component already, searched after our own."""
+PARTS = {"denoiser": "unet", "vae": "vae"}
+"""Subfolder of a diffusers model in which a component stands."""
 TITLES = {"semantic_encoder": "semantic encoder", "vae": "VAE", LORA: "LoRA"}
 
 
@@ -26,15 +31,19 @@ def register() -> None:
     """Make `models/setevsr` (and `models/sam2`, if no other pack has) known to ComfyUI; keeps the user's own paths."""
     for key in (MODELS, "sam2"):
         folder_paths.add_model_folder_path(key, str(Path(folder_paths.models_dir) / key))
-        folder_paths.folder_names_and_paths[key][1].update(WEIGHT_FILES)
+        paths, endings = folder_paths.folder_names_and_paths[key]
+        if endings or key == MODELS:  # without any, the pack that registered the folder wants to see every file
+            folder_paths.folder_names_and_paths[key] = (paths, {*endings, *WEIGHT_FILES})
 
 
 def weight_files(kind: str) -> list[str]:
     """Names of the files that may hold a component of `kind`, our own folder first; never empty."""
     names: dict[str, None] = {}
+    presets = preset_folders()
     for key in _folders(kind):
-        for name in folder_paths.get_filename_list(key):
-            if name.lower().endswith(WEIGHT_FILES) and not _inside_preset(key, name):
+        for name in _diffusers_files(PARTS[kind]) if key == DIFFUSERS else folder_paths.get_filename_list(key):
+            inside_preset = key == MODELS and Path(name).parts[0] in presets
+            if name.lower().endswith(WEIGHT_FILES) and not inside_preset:
                 names.setdefault(name)
     return list(names) or [NO_FILE]
 
@@ -60,11 +69,12 @@ def own_folder() -> Path:
 
 
 def preset_folders() -> dict[str, Path]:
-    """User presets by name: every folder below `models/setevsr` that holds a `config.json`."""
+    """User presets by name: every folder below `models/setevsr` that holds a `config.json` of a preset."""
     found: dict[str, Path] = {}
     for folder in folder_paths.get_folder_paths(MODELS):
         for config in sorted(Path(folder).glob("*/config.json")):
-            found.setdefault(config.parent.name, config.parent)
+            if not _is_foreign(config):
+                found.setdefault(config.parent.name, config.parent)
     return found
 
 
@@ -88,6 +98,17 @@ def _folders(kind: str) -> list[str]:
     return [key for key in keys if key in folder_paths.folder_names_and_paths]
 
 
-def _inside_preset(key: str, name: str) -> bool:
-    parts = Path(name.replace("\\", "/")).parts
-    return key == MODELS and len(parts) > 1 and parts[0] in preset_folders()
+def _diffusers_files(part: str) -> list[str]:
+    """Files of one part of the models in `models/diffusers`, of which ComfyUI lists folders alone."""
+    found = (name for folder in folder_paths.get_folder_paths(DIFFUSERS)
+             for name in folder_paths.recursive_search(folder)[0])
+    return sorted(name for name in found if Path(name).parent.name == part)
+
+
+def _is_foreign(config: Path) -> bool:
+    """Whether a config.json is that of a model of diffusers or transformers."""
+    try:
+        values = json.loads(config.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and ("_class_name" in values or "model_type" in values)

@@ -109,7 +109,7 @@ class LoadDenoiser(io.ComfyNode):
             "of MGLD-VSR, or Stable Diffusion 2.1 as a start for training.",
             search_aliases=widgets.ALIASES,
             inputs=[
-                widgets.weight_file(DENOISER, "models/setevsr, models/diffusion_models or models/checkpoints"),
+                widgets.weight_file(DENOISER, "models/setevsr, diffusion_models, checkpoints or diffusers"),
                 widgets.precision(),
                 compat.widget(
                     io.Int, "head_dim", default=64, min=8, max=256, step=8, advanced=True,
@@ -145,7 +145,7 @@ class LoadTemporalVAE(io.ComfyNode):
             description="Loads a VAE whose decoder looks along time and at the input's features: a SeTe-VSR file, "
             "video_vae_cfw.ckpt of MGLD-VSR, or a plain Stable Diffusion VAE (then without both).",
             search_aliases=widgets.ALIASES,
-            inputs=[widgets.weight_file(VAE, "models/setevsr or models/vae"), widgets.precision()],
+            inputs=[widgets.weight_file(VAE, "models/setevsr, vae, checkpoints or diffusers"), widgets.precision()],
             outputs=[sockets.TemporalVAE.Output("vae")],
         )
 

@@ -739,6 +739,46 @@ def test_weights_are_found_and_a_wrong_one_is_named(pack: ModuleType, nodes: dic
         nodes["SeTeVSRLoadDenoiser"].execute("wrong.safetensors")
 
 
+def test_loaders_list_what_other_programs_have_laid_down(pack: ModuleType, tmp_path: Path) -> None:
+    """A checkpoint with a VAE in it, a model in diffusers' layout, and such a model's part in our own folder."""
+    import folder_paths
+
+    folders = part(pack, "nodes.folders")
+    places = folder_paths.folder_names_and_paths
+    own, checkpoint = folders.own_folder() / "sd21-unet", tmp_path / "checkpoints" / "v2-1_512-ema-pruned.safetensors"
+    files = [tmp_path / "diffusers" / "sd21" / name / "diffusion_pytorch_model.fp16.safetensors" for name in
+             ("unet", "vae", "text_encoder")] + [own / "diffusion_pytorch_model.safetensors", checkpoint]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    (own / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    for key in ("checkpoints", "diffusers"):
+        places[key][0].append(str(tmp_path / key))
+    try:
+        found = {kind: set(folders.weight_files(kind)) for kind in ("denoiser", "vae")}
+        names = {kind: f"sd21/{name}/{files[0].name}" for kind, name in (("denoiser", "unet"), ("vae", "vae"))}
+        assert Path(folders.find_weights("denoiser", names["denoiser"])) == files[0]
+    finally:
+        for key in ("checkpoints", "diffusers"):
+            places[key][0].remove(str(tmp_path / key))
+    for kind, name in names.items():
+        listed = {file for file in found[kind] if file.startswith("sd21/")}
+        assert listed == {name} and {checkpoint.name, f"sd21-unet/{files[3].name}"} <= found[kind]
+    assert "sd21-unet" not in folders.preset_names("nano")
+
+
+def test_a_folder_that_another_pack_registered_keeps_its_endings(
+    pack: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import folder_paths
+
+    for endings, wanted in (([".onnx"], {".onnx", ".safetensors", ".pt"}), (set(), set())):
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, "sam2", ([str(tmp_path)], endings))
+        part(pack, "nodes.folders").register()
+        assert wanted <= set(folder_paths.folder_names_and_paths["sam2"][1])
+        assert bool(folder_paths.folder_names_and_paths["sam2"][1]) == bool(wanted)
+
+
 @torch.inference_mode()
 def test_own_preset_loads_by_name_and_is_read_again_when_it_changes(
     pack: ModuleType, nodes: dict[str, Any], handles: dict[str, Any]
