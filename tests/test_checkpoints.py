@@ -282,14 +282,24 @@ def test_diffusers_folder(tmp_path: Path, sd_unet: Any, sd_vae: Any, caplog: pyt
     for name, module in (("unet", sd_unet), ("vae", sd_vae)):
         (tmp_path / name).mkdir()
         save_file(module.state_dict(), tmp_path / name / "diffusion_pytorch_model.safetensors")
+    schedule = tmp_path / "scheduler" / "scheduler_config.json"
+    schedule.parent.mkdir()
+    schedule.write_text('{"prediction_type": "epsilon"}')
     assert_equals_diffusers_unet(checkpoints.load_denoiser(tmp_path, head_dim=SD_HEAD_DIM), sd_unet)
     assert_equals_diffusers_unet(checkpoints.load_denoiser(tmp_path / "unet", head_dim=SD_HEAD_DIM), sd_unet)
     assert_equals_diffusers_vae(checkpoints.load_temporal_vae(tmp_path), sd_vae)
-    assert "v_prediction" not in caplog.text and "predicts v" not in caplog.text
-    (tmp_path / "scheduler").mkdir()
-    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
+    assert "predict v" not in caplog.text
+    schedule.write_text('{"prediction_type": "v_prediction"}')
     checkpoints.load_denoiser(tmp_path, head_dim=SD_HEAD_DIM)
-    assert "predicts v" in caplog.text
+    assert "seems to predict v" in caplog.text
+
+
+def test_one_bias_tells_v_prediction(sd_unet: Any, sd_vae: Any, caplog: pytest.LogCaptureFixture) -> None:
+    source = sd_single_file(sd_unet, sd_vae)
+    name = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+    for spread, warned in ((0.05, False), (0.12, True)):
+        checkpoints.load_denoiser(source | {name: spread * torch.tensor([-1.0, 1.0] * 16)}, head_dim=SD_HEAD_DIM)
+        assert ("seems to predict v" in caplog.text) == warned
 
 
 @pytest.mark.parametrize("options", [{}, {"variant": "fp16"}, {"safe_serialization": False}])

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..networks.denoiser import Denoiser, DenoiserConfig
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # Parts of the names of modules that SeTe-VSR or MGLD-VSR add to SD 2.1's U-Net; only these may start anew.
 ADDED = (".semantic_attention.", ".temporal_transformer.", ".temporal_spatial.", ".temporal_convs.",
          ".temporal_attentions.", ".spade.", "lr_encoder.")
+VELOCITY_BIAS, VELOCITY_SPREAD = "unet.up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias", 0.09
 
 
 def load_denoiser(source: Source | TensorFile, *, head_dim: int = 64, lr_heads: int = 4,
@@ -46,7 +47,9 @@ def load_denoiser(source: Source | TensorFile, *, head_dim: int = 64, lr_heads: 
     file = open_source(source, COMPONENTS[DENOISER])
     entry, prefix = find(file, DENOISER)
     tensors = entry.convert(file.tensors, prefix)
-    warn_about_velocity(file)
+    if entry.layout in ("sd-original", "sd-diffusers") and predicts_velocity(file, tensors):
+        log.warning("%s seems to predict v (Stable Diffusion 2.1 at 768 px), SeTe-VSR builds on noise prediction: "
+                    "use stable-diffusion-2-1-base (v2-1_512)", file.name)
     stored = stored_config(file)
     if stored is not None:
         config = DenoiserConfig.from_dict(stored)
@@ -131,10 +134,14 @@ def sites_of(shapes: Shapes, part: str) -> str:
     return {"up_blocks": "up", "mid_block": "mid"}.get(next(iter(places), ""), "none")
 
 
-def warn_about_velocity(file: TensorFile) -> None:
-    """Say so when a diffusers folder declares v-prediction (SD 2.1 at 768): the weights cannot show it."""
-    if file.path is None:
-        return
-    if folder_setting(file.path, "scheduler/scheduler_config.json", "prediction_type") == "v_prediction":
-        log.warning("%s predicts v (Stable Diffusion 2.1 at 768 px), SeTe-VSR builds on noise prediction: "
-                    "use stable-diffusion-2-1-base", file.name)
+def predicts_velocity(file: TensorFile, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a Stable Diffusion 2 U-Net predicts v: said by a diffusers folder, else told by one bias.
+
+    The bias of the last transformer's first norm spreads wider in the weights that predict v; ComfyUI tells them by it.
+    """
+    if file.path is not None:
+        declared = folder_setting(file.path, "scheduler/scheduler_config.json", "prediction_type")
+        if declared is not None:
+            return declared == "v_prediction"
+    bias = tensors.get(VELOCITY_BIAS)
+    return bias is not None and not bias.is_meta and float(bias.float().std(unbiased=False)) > VELOCITY_SPREAD
