@@ -699,6 +699,24 @@ def test_convert_command(kind: str | None, tmp_path: Path, sd_unet: Any, sd_vae:
     assert shapes_of(files.open_source(target).tensors)
 
 
+def test_convert_says_what_it_cannot_do(tmp_path: Path) -> None:
+    source = str(checkpoints.save_native(filled(TemporalVAE(TINY_VAE)), tmp_path / "vae.safetensors"))
+    with pytest.raises(SeTeVSRError, match="--lora, --light and --empty-text are for a denoiser.*comes a vae"):
+        command_line("convert", source, str(tmp_path / "out.safetensors"), "--lora", source, "1")
+    with pytest.raises(CheckpointError, match="out.safetensors cannot be written"):
+        command_line("convert", source, f"{source}/out.safetensors")
+
+
+def test_convert_keeps_the_record_of_a_native_file(tmp_path: Path) -> None:
+    network, record = filled(TemporalVAE(TINY_VAE)), {"training": "100 steps"}
+    source = checkpoints.save_native(network, tmp_path / "vae.safetensors", record)
+    target = tmp_path / "half.safetensors"
+    assert command_line("convert", str(source), str(target), "--dtype", "float16") == 0
+    kept = files.open_source(target).metadata
+    assert (kept["training"], kept["source"]) == ("100 steps", "vae.safetensors")
+    assert checkpoints.load_temporal_vae(target).config == TINY_VAE
+
+
 @pytest.mark.parametrize(("weights", "others", "expected"), [
     (torch.float16, torch.float32, "float16"), (torch.float8_e4m3fn, torch.float8_e4m3fn, "float8_e4m3fn"),
     (torch.float8_e4m3fn, torch.float16, "float16"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ..errors import CheckpointError, SettingsError
 from .building import main_dtype
@@ -120,12 +121,18 @@ def run_convert(args: argparse.Namespace) -> int:
     kind = args.kind or describe(file).kind
     if kind not in LOADERS:
         raise CheckpointError(f"{file.name} is {describe(file).description}; nothing in it can be converted.")
+    if kind != DENOISER and (args.lora or args.light or args.empty_text):
+        raise SettingsError(f"--lora, --light and --empty-text are for a denoiser; from {file.name} comes a {kind}.")
     options = denoiser_options(args) if kind == DENOISER else {}
     dtype = DTYPES[args.dtype] if args.dtype else stored_dtype(file, kind)
     network = LOADERS[kind](file, dtype=dtype, **options)
-    if args.empty_text and kind == DENOISER:
+    if args.empty_text:
         network.empty_text = read_empty_text(args.empty_text, network.config.context_dim).to(network.dtype)
-    save_native(network, target, {"source": Path(file.name).name})
+    record = file.metadata if stored_config(file) is not None else {}  # of its training, say
+    try:
+        save_native(network, target, {**record, "source": Path(file.name).name})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{target} cannot be written ({error}); check folder and free disk space.") from error
     print(f"{target}: {kind}, {sum(p.numel() for p in network.parameters()):,} parameters, "
           f"{target.stat().st_size / 1e6:.1f} MB")
     return 0
