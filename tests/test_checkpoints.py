@@ -626,6 +626,15 @@ def test_a_pickle_with_code_is_refused(writer: str, reason: str, tmp_path: Path)
     assert not MARKER.exists()
 
 
+def test_a_pytorch_that_runs_code_of_weight_files_opens_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights-only reader can be made to run code: CVE-2025-32434."""
+    path = tmp_path / "x.ckpt"
+    torch.save({"weight": torch.zeros(2)}, path)
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.5.1+cu121"))
+    with pytest.raises(CheckpointError, match=r"x.ckpt was refused: PyTorch before 2.6 \(here 2.5.1\+cu121\)"):
+        checkpoints.identify(path)
+
+
 @pytest.mark.parametrize(("content", "reason"), [
     (b"", "is empty"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a git-lfs pointer.*git lfs pull"),

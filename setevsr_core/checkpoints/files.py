@@ -135,6 +135,11 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
 
     Lightning files carry a few harmless records besides the weights; those are read as empty stand-ins.
     """
+    if torch.__version__ < "2.6":  # CVE-2025-32434; compared as versions, not as text
+        raise CheckpointError(
+            f"{path} was refused: PyTorch before 2.6 (here {torch.__version__}) can be made to run code by such a "
+            "file, even when asked for weights only; update PyTorch, or get the weights as .safetensors."
+        )
     try:
         with harmless_records():
             try:
