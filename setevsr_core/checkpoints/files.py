@@ -248,9 +248,9 @@ def file_in_folder(folder: Path, component: tuple[str, ...]) -> Path:
     for part in component:
         if (folder / f"{part}.safetensors").is_file():
             return folder / f"{part}.safetensors"
-    tried = " or ".join(f"{part}/" for part in component)
+    tried = "".join(f"{part}/, " for part in component)
     raise CheckpointError(
-        f"The folder {folder} holds no {WEIGHT_NAMES[0]}{f' (looked in {tried}and the folder itself)' if tried else ''}"
+        f"The folder {folder} holds no {WEIGHT_NAMES[0]}{f' (looked in {tried}the folder itself)' if tried else ''}"
         f"; it has: {listing(folder)}. Pick the weight file itself, or a complete diffusers folder."
     )
 
