@@ -536,3 +536,13 @@ def test_a_closed_writer_takes_nothing(tmp_path: Path) -> None:
     writer.close()  # harmless
     with pytest.raises(VideoError, match="closed"):
         writer.write(gradient_frames(1))
+
+
+def test_time_stamps_that_jump_back_are_refused_before_any_work(tmp_path: Path) -> None:
+    part = make_clip(tmp_path / "part.ts", 24, (16, 24), rate=Fraction(8)).read_bytes()
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(part + part)
+    with VideoReader(joined) as reader, pytest.raises(VideoError, match=r"joined.ts.*jump back.*ffmpeg -i IN"):
+        reader.even()
+    with VideoReader(joined, 0, 1.0) as reader:  # the jump comes later
+        assert reader.even() and len(list(reader)) == 8

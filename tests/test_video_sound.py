@@ -344,3 +344,29 @@ def times_of(container: Any) -> list[list[int]]:
         if packet.size:
             times[packet.stream.index].append(packet.pts)
     return list(times.values())
+
+
+def test_sound_whose_time_stamps_go_back_a_little_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = sounding_clip(tmp_path / "in.ts", "aac")
+    before = audio_packets(source)
+    turn_back(source, 9)
+    with caplog.at_level(logging.WARNING, "setevsr_core"):
+        after = audio_packets(copy_of(source, tmp_path / "out.mp4"))
+    assert [data for _, data in after] == [data[7:] for _, data in before]  # MP4 has no ADTS headers
+    assert abs((after[-1][0] - after[0][0]) - (before[-1][0] - before[0][0])) < Fraction(1, 1000)
+    assert caplog.text.count("time stamps go back") == 1
+
+
+def turn_back(path: Path, number: int) -> None:
+    """Lets packet `number` of a transport stream's sound begin 1.5 packets (of 1920 ticks) too early."""
+    data, at = bytearray(path.read_bytes()), -1
+    for _ in range(number + 1):
+        at = data.index(b"\0\0\1\xc0", at + 1)
+    stamp = data[at + 9 : at + 14]  # 33 bits: 3, 15 and 15 of them, each followed by a one
+    ticks = (stamp[0] >> 1 & 7) << 30 | stamp[1] << 22 | stamp[2] >> 1 << 15 | stamp[3] << 7 | stamp[4] >> 1
+    ticks -= 2880
+    data[at + 9 : at + 14] = bytes([
+        stamp[0] & 0xF1 | ticks >> 30 << 1, ticks >> 22 & 255, ticks >> 14 & 254 | 1, ticks >> 7 & 255,
+        ticks << 1 & 254 | 1,
+    ])  # fmt: skip
+    path.write_bytes(data)

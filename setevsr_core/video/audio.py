@@ -51,6 +51,8 @@ class AudioCopy:
         self._output = output
         self._copies: dict[int, Any] = {}
         self._recoded: dict[int, RecodedTrack] = {}
+        self._latest: dict[int, int] = {}  # time stamp of the packet before, by the index of a sound track
+        self._went_back = False
         self._container = open_source(source)
         try:
             self._zero = _video_start(self._container, self._name) if zero is None else zero
@@ -158,12 +160,30 @@ class AudioCopy:
         if (track := self._recoded.get(packet.stream.index)) is not None:
             self._output.mux(list(track.take(packet)))
             return
+        if packet.stream.type == "audio" and not self._in_order(packet):
+            return
         shift = round(self._zero / Fraction(packet.time_base))
         packet.dts -= shift
         if packet.pts is not None:
             packet.pts -= shift
         packet.stream = self._copies[packet.stream.index]
         self._output.mux(packet)
+
+    def _in_order(self, packet: Any) -> bool:
+        """Moves a packet of sound that begins before the one in front of it, which no container takes, behind that.
+        False if it would be over by then.
+        """
+        latest = self._latest.get(packet.stream.index)
+        if latest is not None and packet.dts < latest:
+            if not self._went_back:
+                logger.warning("'%s' has sound whose time stamps go back; what overlaps is left out", self._name)
+            self._went_back = True
+            if packet.dts + (packet.duration or 0) <= latest:
+                return False
+            packet.dts = latest + 1
+            packet.pts = max(packet.dts, packet.pts or 0)
+        self._latest[packet.stream.index] = packet.dts
+        return True
 
 
 def _video_start(container: Any, name: str) -> Fraction:

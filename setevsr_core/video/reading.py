@@ -20,6 +20,9 @@ from .yuv import ColourTags, bit_depth, frame_to_rgb, has_alpha, tags_of
 
 logger = logging.getLogger(__name__)
 
+JUMP = 1
+"""Seconds that the time stamps of packets may go back; more is the begin of another recording."""
+
 
 class VideoReader:
     """Iterates the frames of a video as RGB (H,W,3) float32 in 0..1 on the CPU, in bounded memory.
@@ -159,25 +162,37 @@ class VideoReader:
         """True if every frame is shown within half a frame of its place at the constant `frame_rate`.
 
         Reads the packets of the whole part, without decoding them: the time stamps at hand are the only sure sign.
+        Errors: VideoError if they jump back, for then no frame's time can be told.
         """
         with open_source(self.source) as container:
             stream = video_stream(container, self.name)
             first = (stream.start_time or 0) + int(self.start / self.time_base)
             stop = first + int(self.duration / self.time_base) if self.duration else None
-            ticks: array[int] = array("q")
-            try:
-                for packet in container.demux(stream):
-                    if packet.pts is None or packet.is_discard:
-                        continue
-                    if packet.pts >= first and (stop is None or packet.pts < stop):
-                        ticks.append(packet.pts)
-            except require("av.error", "av", "reading a video").FFmpegError:
-                pass  # a damaged end shows when it is decoded
-        times = sorted(ticks)
+            stamps = self._stamps(container, stream, stop)
+            times = sorted(tick for tick in stamps if tick >= first and (stop is None or tick < stop))
         return all(
             abs((tick - times[0]) * self.time_base * self.frame_rate - index) <= Fraction(3, 5)
             for index, tick in enumerate(times)
         )
+
+    def _stamps(self, container: Any, stream: Any, stop: int | None) -> Iterator[int]:
+        """When the frames of all packets are shown, in ticks, up to the first that is decoded at `stop` or later."""
+        latest: int | None = None
+        try:
+            for packet in container.demux(stream):
+                if packet.dts is not None:
+                    if stop is not None and packet.dts >= stop:
+                        return
+                    latest = packet.dts if latest is None else max(latest, packet.dts)
+                    if (latest - packet.dts) * self.time_base > JUMP:
+                        raise VideoError(
+                            f"'{self.name}' has time stamps that jump back, as recordings that were put together; "
+                            "write them anew: ffmpeg -i IN -c copy OUT.mkv"
+                        )
+                if packet.pts is not None and not packet.is_discard:
+                    yield packet.pts
+        except require("av.error", "av", "reading a video").FFmpegError:
+            return  # a damaged end shows when it is decoded
 
     def close(self) -> None:
         """Ends running iterations and releases the file."""
