@@ -21,7 +21,7 @@ def plan(
     a result is named after its video, and after its ending too where two would collide. may_be_empty: an input in
     which there is nothing (yet) is left out, instead of being an error.
     Errors: VideoError for an input in which nothing is found, for an `output` that would have to be a folder and names
-    a file, and for numbered pictures without a folder of their own.
+    a file, or an input folder, and for numbered pictures without a folder of their own.
     """
     from .video.sequence import is_pattern
 
@@ -39,6 +39,9 @@ def plan(
         return [(sources[0], target)], False
     if target.is_file() or is_pattern(target) or target.suffix.lower() in VIDEO_ENDINGS:
         raise VideoError(f"'{output}' is the name of one file, and there may be several results; give a folder")
+    if target.resolve() in (Path(name).resolve() for name in inputs):
+        raise VideoError(f"'{output}' is an input itself: the next run would take the results for videos; give another "
+                         "folder")
     ending = ending if ending.startswith(".") else "." + ending
     stems = Counter(path.stem for path in sources)
     taken: Counter[str] = Counter()

@@ -211,7 +211,7 @@ def _restore_one(args: argparse.Namespace, source: Path, target: Path, networks:
     """One row of the summary. Errors: SeTeVSRError."""
     from .video_job import Output, footage_of, restore_video
 
-    if args.skip_existing and target.exists():
+    if args.skip_existing and _is_there(target):
         return {"input": str(source), "output": str(target), "status": "skipped"}
     if _same_file(source, target):
         raise VideoError(f"'{target}' is the input itself; choose another name for the result")
@@ -238,6 +238,15 @@ def journal_beside(target: Path) -> Path:
 
     named = target.parent if is_pattern(target) else target
     return named.with_name(named.name + ".setevsr")
+
+
+def _is_there(target: Path) -> bool:
+    """Whether a result is complete: its file, or the folder of its pictures."""
+    from .video.sequence import is_pattern
+
+    if is_pattern(target):
+        return target.parent.is_dir() and any(target.parent.iterdir())
+    return target.exists()
 
 
 def _open(args: argparse.Namespace, source: Path, target: Path) -> Any:

@@ -65,6 +65,7 @@ def test_a_folder_of_pictures_is_one_video(tmp_path: Path) -> None:
         (["a.mp4", "b.mp4"], "out.mp4", "give a folder"),
         (["a.mp4", "b.mp4"], "a.mp4", "give a folder"),
         (["a.mp4"], "../%06d.png", r"restored/%06d\.png"),
+        (["a.mp4", ""], "", "is an input itself.*another folder"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, inputs: list[str], output: str, message: str) -> None:
@@ -152,8 +153,11 @@ def test_a_bad_video_does_not_stop_the_others(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.usefixtures("fake_restorer")
 def test_pictures_in_and_out(tmp_path: Path) -> None:
     source = make_clip(tmp_path / "in.mp4", count=3)
-    assert cli.main(["restore", str(source), str(tmp_path / "pictures" / "%04d.png"), "--scale", "2"]) == 0
+    command = ["restore", str(source), str(tmp_path / "pictures" / "%04d.png"), "--scale", "2", "--skip-existing"]
+    (tmp_path / "pictures").mkdir()
+    assert cli.main(command) == 0
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["0001.png", "0002.png", "0003.png"]
+    assert cli.main(command) == 0
     again = ["restore", str(tmp_path / "pictures"), str(tmp_path / "out.mp4"), "--scale", "1", "--fps", "30000/1001"]
     assert cli.main(again) == 0
     assert stream_facts(tmp_path / "out.mp4")["size"] == (96, 128)

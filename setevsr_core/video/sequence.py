@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -54,8 +55,8 @@ class SequenceReader:
         duration: float | None = None,
         alpha: bool = False,
     ) -> None:
-        if start < 0 or (duration or 0) < 0:
-            raise SettingsError("start and duration must be 0 or more seconds")
+        if not (0 <= start < math.inf and 0 <= (duration or 0) < math.inf):
+            raise SettingsError(f"start is {start} and duration {duration}; both must be 0 or more seconds")
         if frame_rate <= 0:
             raise SettingsError(f"the frame rate of '{folder}' is {frame_rate}; --fps must be more than 0")
         self.name = str(folder)
