@@ -86,6 +86,11 @@ def footage_of(reader: VideoReader | SequenceReader) -> Footage:
     even = reader.even()
     if not even:
         logger.info("'%s' has no constant frame rate: every frame keeps its own time", reader.name)
+    if reader.interlaced:
+        logger.warning("'%s' is interlaced, and its combs would be restored as detail; deinterlace it first: "
+                       "ffmpeg -i IN -vf bwdif -crf 10 -c:a copy OUT.mkv", reader.name)  # fmt: skip
+    if reader.unkept:
+        logger.warning("'%s' has %s, which the result does not keep", reader.name, ", ".join(reader.unkept))
 
     def time(index: int) -> Fraction:
         return reader.times[index] * reader.time_base

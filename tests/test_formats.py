@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from setevsr_core.video.reading import VideoReader
 from setevsr_core.video.sequence import SequenceReader, SequenceWriter
 from setevsr_core.video.writing import VideoWriter
 from setevsr_core.video.yuv import ColourTags
+from setevsr_core.video_job import footage_of
 
 from .video_helpers import gradient_frames, make_clip, stream_facts
 
@@ -205,3 +208,47 @@ def test_subtitles_that_do_not_fit_are_left_out_with_one_warning(
     with av.open(str(copy_of(source, tmp_path / "out.mp4"))) as container:
         assert not container.streams.subtitles and len(container.streams.audio) == 1
     assert [line for line in caplog.messages if "subtitles" in line].__len__() == 1
+
+
+def test_tracks_keep_their_marks_and_fonts_come_along(tmp_path: Path) -> None:
+    """What players choose by themselves, here the second sound and forced subtitles."""
+    source, kinds = annotated_clip(tmp_path / "plain.mkv"), av.stream.Disposition
+    marks = [kinds.default, kinds.comment, kinds.default, kinds.default | kinds.forced]
+    with av.open(str(source)) as movie, av.open(str(tmp_path / "in.mkv"), "w") as output:
+        streams = [*movie.streams.video, *movie.streams.audio, *movie.streams.audio, *movie.streams.subtitles]
+        copies = [output.add_stream_from_template(stream) for stream in streams]
+        for copy, mark in zip(copies, marks, strict=True):
+            copy.disposition = mark
+        if hasattr(output, "add_attachment"):
+            output.add_attachment("a.ttf", "font/ttf", b"letters")
+        for packet in movie.demux():
+            if packet.dts is not None:
+                packet.stream = copies[streams.index(packet.stream)]
+                output.mux(packet)
+    with av.open(str(copy_of(tmp_path / "in.mkv", tmp_path / "out.mkv"))) as container:
+        assert [stream.disposition for stream in container.streams if stream.type != "attachment"][1:] == marks[1:]
+        if hasattr(container.streams, "attachments"):
+            assert [(file.name, file.data) for file in container.streams.attachments] == [("a.ttf", b"letters")]
+
+
+HDR = ("log-level=error:hdr10=1:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:max-cll=1000,400:"
+       "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixel_format", "options", "said"),
+    [
+        ("libx264", "yuv420p", {"x264-params": "tff=1"}, ["is interlaced.*bwdif"]),
+        ("libx265", "yuv420p10le", {"x265-params": HDR}, ["HDR mastering data, HDR light levels, which the result"]),
+        ("libx264", "yuv420p", {}, []),
+    ],
+)
+def test_what_the_result_cannot_keep_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, codec: str, pixel_format: str, options: dict[str, str],
+    said: list[str],
+) -> None:  # fmt: skip
+    with VideoReader(make_clip(tmp_path / "a.mkv", 3, codec=codec, pixel_format=pixel_format, options=options)) as clip:
+        footage_of(clip)
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(lines) == len(said)
+    assert all(re.search(words, line) for words, line in zip(said, lines, strict=True))

@@ -1,5 +1,5 @@
 """Sound and subtitles are copied packet by packet, without loss, in sync by their time stamps. Only a sound track that
-the output cannot hold is encoded again. Chapters and the container's metadata come along.
+the output cannot hold is encoded again. Chapters, attached fonts and the container's metadata come along.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class AudioCopy:
         logger.warning("'%s' cannot hold the sound of '%s' (%s) as it is; it is encoded again (%s)",
                        self._output_name, self._name, codec, encoding.codec)  # fmt: skip
         track = encoding(self._output)
-        track.metadata.update(stream.metadata)
+        _copy_marks(stream, track)
         self._recoded[stream.index] = RecodedTrack(stream, track, self._name, self._zero, self._trim)
 
     def _add_text(self, stream: Any) -> bool:
@@ -98,14 +98,18 @@ class AudioCopy:
 
     def _copy(self, stream: Any) -> Any:
         copy = self._copies[stream.index] = self._output.add_stream_from_template(stream)
-        copy.metadata.update(stream.metadata)
+        _copy_marks(stream, copy)
         return copy
 
     def _copy_facts(self, output: Any) -> None:
-        """Metadata that the output does not have yet, and, of a whole video, the chapters."""
+        """Metadata that the output does not have yet, the fonts of subtitles and, of a whole video, the chapters."""
         for key, value in self._container.metadata.items():
             if key.lower() not in _OWN_METADATA and key not in output.metadata:
                 output.metadata[key] = value
+        if output.format.name == "matroska" and hasattr(output, "add_attachment"):  # PyAV 17
+            for file in self._container.streams.attachments:
+                if file.name and file.mimetype:  # else Matroska refuses it
+                    output.add_attachment(file.name, file.mimetype, file.data)
         if self._trim or not hasattr(output, "set_chapters"):  # PyAV 16
             return
         if chapters := self._container.chapters():
@@ -184,6 +188,12 @@ class AudioCopy:
             packet.pts = max(packet.dts, packet.pts or 0)
         self._latest[packet.stream.index] = packet.dts
         return True
+
+
+def _copy_marks(stream: Any, track: Any) -> None:
+    """Language, title, and whether players choose the track by themselves (default, forced, for the deaf, ...)."""
+    track.metadata.update(stream.metadata)
+    track.disposition = stream.disposition
 
 
 def _video_start(container: Any, name: str) -> Fraction:

@@ -15,13 +15,24 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingsError, VideoError, require
-from .source import VideoSource, audio_streams, name_of, open_source, video_errors, video_stream
+from .source import VideoSource, audio_streams, name_of, open_source, video_errors, video_stream, video_streams
 from .yuv import ColourTags, bit_depth, frame_to_rgb, has_alpha, tags_of
 
 logger = logging.getLogger(__name__)
 
 JUMP = 1
 """Seconds that the time stamps of packets may go back; more is the begin of another recording."""
+
+_UNKEPT = {
+    "A53_CC": "closed captions inside the pictures",
+    "MASTERING_DISPLAY_METADATA": "HDR mastering data",
+    "CONTENT_LIGHT_LEVEL": "HDR light levels",
+    "DYNAMIC_HDR_PLUS": "HDR10+ data",
+    "DOVI_METADATA": "Dolby Vision data",
+    "STEREO3D": "the mark of stereoscopic pictures",
+    "SPHERICAL": "the mark of spherical pictures",
+}
+"""What frames may carry beside their pixels, by PyAV's name, that no result keeps."""
 
 
 class VideoReader:
@@ -32,6 +43,7 @@ class VideoReader:
     duration). Every iteration starts anew. Display rotation by quarter turns is applied; deep colour (10 bit and
     more) keeps its precision; transparency comes as a fourth channel with `alpha`, else it is dropped.
     `times` holds when each frame of the latest iteration is shown, in ticks of `time_base` after the first one.
+    `interlaced` and `unkept` (in words: what a written copy of the frames cannot keep) are told by the first frame.
     Errors: VideoError naming the file when it is missing, empty, damaged, without video, or has no frame in the
     chosen part; SettingsError for a negative time.
     """
@@ -70,6 +82,7 @@ class VideoReader:
                 length = Fraction(container.duration, 1_000_000)
             aspect = Fraction(stream.sample_aspect_ratio or 1)
             self.time_base = Fraction(stream.time_base)
+            tracks = ["further video tracks"] if len(video_streams(container)) > 1 else []
             self._decoder = _alpha_decoder(stream) if self._want_alpha else None
         with closing(self._decode()) as frames:
             first = next(frames, None)
@@ -80,6 +93,8 @@ class VideoReader:
         self.tags: ColourTags = tags_of(frame, stream.codec_context)
         self.bit_depth: int = bit_depth(frame)
         self.alpha: bool = self._want_alpha and has_alpha(frame)
+        self.interlaced = bool(frame.interlaced_frame)
+        self.unkept: list[str] = [*tracks, *_unkept_data(frame)]
         turned = _quarter_turns(frame) % 2 == 1
         self.size: tuple[int, int] = (frame.width, frame.height) if turned else (frame.height, frame.width)
         self.pixel_aspect: Fraction = 1 / aspect if turned else aspect
@@ -233,6 +248,14 @@ def _seek(container: Any, stream: Any, ticks: int) -> bool:
     except (FFmpegError, OSError):
         return False
     return True
+
+
+def _unkept_data(frame: Any) -> list[str]:
+    try:
+        names = {data.type.name for data in frame.side_data}
+    except ValueError:  # PyAV does not know some kinds of its own FFmpeg
+        return []
+    return [words for name, words in _UNKEPT.items() if name in names]
 
 
 def _quarter_turns(frame: Any) -> int:

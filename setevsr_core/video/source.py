@@ -60,11 +60,16 @@ def reason_of(error: BaseException) -> str:
 
 
 def video_stream(container: Any, name: str) -> Any:
-    """The first real video stream (cover pictures of music files do not count). Errors: VideoError if there is none."""
-    for stream in container.streams.video:
-        if not _is_cover(stream) and stream.codec_context is not None:
-            return stream
+    """The first video stream. Errors: VideoError if there is none."""
+    for stream in video_streams(container):
+        return stream
     raise VideoError(f"'{name}' has no video stream that can be decoded; give a file with pictures in it")
+
+
+def video_streams(container: Any) -> list[Any]:
+    """Video streams that FFmpeg knows; cover pictures of music files do not count."""
+    streams = container.streams.video
+    return [stream for stream in streams if not _is_cover(stream) and stream.codec_context is not None]
 
 
 def audio_streams(container: Any) -> list[Any]:
