@@ -7,16 +7,15 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -91,24 +90,29 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-@contextmanager
-def _fused_attention() -> Iterator[list[float]]:
-    """Attention as fused kernels do it, without its matrix of weights; yields a list that gathers its operations."""
-    spent: list[float] = []
+class _FusedAttention(TorchFunctionMode):
+    """Attention as fused kernels do it, without its matrix of weights. Holds in this thread alone: others may be
+    computing meanwhile.
+    """
 
-    def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            return self._attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
         pairs = query[..., 0].numel() * key.shape[-2]
-        spent.append(2.0 * pairs * (query.shape[-1] + value.shape[-1]))
+        self.flops += 2.0 * pairs * (query.shape[-1] + value.shape[-1])
         return query.new_empty(*query.shape[:-1], value.shape[-1])
-
-    with mock.patch.object(functional, "scaled_dot_product_attention", attention):
-        yield spent
 
 
 @torch.no_grad()
 def count(call: Callable[[], Any]) -> Work:
     """What `call` computes and holds; its tensors and networks should be on the meta device."""
-    counter = _Counter()
-    with _fused_attention() as attention, counter:
+    with _FusedAttention() as attention, _Counter() as counter:
         call()
-    return Work(counter.flops + sum(attention), counter.peak)
+    return Work(counter.flops + attention.flops, counter.peak)

@@ -210,6 +210,6 @@ def test_bad_pictures_in_a_folder(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("times", [{"start": float("nan")}, {"start": float("inf")}, {"duration": float("inf")}])
-def test_times_without_end_are_refused_for_a_folder_of_pictures(tmp_path: Path, times: dict[str, float]) -> None:
+def test_times_without_end_are_refused_for_a_folder_of_pictures(tmp_path: Path, times: dict[str, Any]) -> None:
     with pytest.raises(SeTeVSRError, match="0 or more seconds"):
         SequenceReader(tmp_path, **times)

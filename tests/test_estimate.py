@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from functools import partial
 from typing import Any
@@ -44,6 +45,23 @@ def test_operations_and_bytes_of_known_calls(inference: bool) -> None:
         assert work.flops == 2 * 2 * (2 * 4 * 50 * 70 * 16) and work.peak_bytes == query.nbytes
         chain = count(lambda: ((picture + 1) * 2 - 3).sum())
         assert 2 * picture.nbytes <= chain.peak_bytes <= 2 * picture.nbytes + 8  # what is let go is given back
+
+
+def test_counting_leaves_other_threads_alone() -> None:
+    """A run counts before its first frame, while something else may compute in the same process."""
+    query = torch.ones(1, 1, 2, 4)
+    seen: list[torch.Tensor] = []
+
+    def attend() -> None:
+        seen.append(nn.functional.scaled_dot_product_attention(query, query, query))
+
+    def call() -> None:
+        thread = threading.Thread(target=attend)
+        thread.start()
+        thread.join()
+
+    count(call)
+    assert torch.equal(seen[0], query)
 
 
 def test_full_size_vae_is_what_the_literature_says() -> None:
