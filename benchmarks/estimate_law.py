@@ -80,7 +80,7 @@ def measure(threads: int) -> dict[str, Any]:
         "semantics": (lambda: stages.encode_semantics(real.encoder, frames),
                       semantics_work(empty.encoder, *frames.shape[1:3]).times(LENGTH)),
         "denoise": (step, step_work(empty.denoiser, grid, LENGTH, settings)[0]),
-        "decode": (decode, decode_work(empty.vae, size, LENGTH)),
+        "decode": (decode, decode_work(empty.vae, size, LENGTH)[0]),
     }  # fmt: skip
     print(f"{LENGTH} frames of {WIDTH}x{frames.shape[1]}, nano, {dtype}, {threads} threads, matrix multiplications "
           f"{rate / 1e9:.0f} GFLOP/s\n| stage | TFLOP | processor s | share of the rate |\n|---|---|---|---|")

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from .errors import SettingsError
 from .sampling.samplers import make_sampler
 from .sampling.tiles import latent_grid, plan_tiles
+from .segment_run import FEATURE_BUDGET
 from .settings import RestoreSettings
-from .vae_tiles import SMALLEST, bytes_per_latent
+from .vae_tiles import SMALLEST, bytes_per_latent, uses_features
 from .video.resize import target_size
 from .workload import Work, count, law
 
@@ -104,7 +105,9 @@ def estimate(
     size = target_size(height, width, settings.scale)
     length = min(settings.length, frames)
     segments = segment_count(frames, settings.length, settings.overlap)
-    works = {"encode": encode_work(vae, size).times(frames), "decode": decode_work(vae, size, length).times(segments)}
+    decode, feature_bytes = decode_work(vae, size, length)
+    again = length * segments if uses_features(vae.config, settings.fusion) and feature_bytes > FEATURE_BUDGET else 0
+    works = {"encode": encode_work(vae, size).times(frames + again), "decode": decode.times(segments)}
     if settings.steps and denoiser is not None:
         steps = len(make_sampler(settings.sampler, settings.steps, settings.strength).timesteps)
         step, tiles = step_work(denoiser, latent_grid(size, vae.config.downscale), length, settings)
@@ -138,15 +141,17 @@ def encode_work(vae: Any, size: tuple[int, int]) -> Work:
     return count(partial(vae.encode, meta(vae, 1, 3, *(side * vae.config.downscale for side in grid))))
 
 
-def decode_work(vae: Any, size: tuple[int, int], length: int) -> Work:
-    """Decoding one segment with the features of its frames."""
+def decode_work(vae: Any, size: tuple[int, int], length: int) -> tuple[Work, int]:
+    """Decoding one segment with the features of its frames, and the bytes of these; beyond `FEATURE_BUDGET` they are
+    computed once more instead of being kept.
+    """
     grid = latent_grid(size, vae.config.downscale)
     with torch.no_grad():
         features = vae.encode(meta(vae, length, 3, *(side * vae.config.downscale for side in grid)))[2]
     latents = meta(vae, length, vae.config.latent_channels, *grid)
     work = count(lambda: vae.decode(latents, features, num_frames=length, fusion=1.0))
-    kept = sum(feature.nbytes for feature in features) + _pixel_bytes(size, length)
-    return Work(work.flops, work.peak_bytes + kept)
+    feature_bytes = sum(feature.nbytes for feature in features)
+    return Work(work.flops, work.peak_bytes + feature_bytes + _pixel_bytes(size, length)), feature_bytes
 
 
 def tiled_bytes(vae: Any, size: tuple[int, int], length: int) -> float:

@@ -68,7 +68,7 @@ def test_full_size_vae_is_what_the_literature_says() -> None:
     """SD's VAE at 512 x 512: 1.1 TFLOP to encode a frame; MGLD-VSR's decoder: 4.1 a frame."""
     vae = TemporalVAE(VAEConfig.sd21(), device="meta", dtype=HALF)
     assert estimates.encode_work(vae, (512, 512)).flops / 1e12 == pytest.approx(1.117, abs=0.01)
-    assert estimates.decode_work(vae, (512, 512), 5).flops / 5e12 == pytest.approx(4.139, abs=0.01)
+    assert estimates.decode_work(vae, (512, 512), 5)[0].flops / 5e12 == pytest.approx(4.139, abs=0.01)
 
 
 def test_estimate_follows_the_settings(networks: dict[str, nn.Module | None]) -> None:
@@ -98,6 +98,17 @@ def test_the_least_memory_has_the_vae_in_tiles() -> None:
                     for size in ((64, 64), (270, 480)))  # fmt: skip
     assert small.least_bytes == small.device_bytes  # no larger than a tile
     assert large.device_bytes > 20 * 1.9e9 / 2 > 4 * large.least_bytes > 4 * small.least_bytes
+
+
+def test_features_that_are_not_kept_are_encoded_twice(
+    networks: dict[str, nn.Module | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = RestoreSettings(scale=4.0, steps=0)
+    kept = estimates.estimate(networks, 16, 16, 11, settings).stages
+    monkeypatch.setattr(estimates, "FEATURE_BUDGET", 0)
+    again = estimates.estimate(networks, 16, 16, 11, settings).stages
+    assert again["encode"].flops == pytest.approx(kept["encode"].flops * (11 + 3 * 5) / 11)
+    assert again["decode"] == kept["decode"]
 
 
 def test_networks_count_in_types_of_their_own(networks: dict[str, nn.Module | None]) -> None:
