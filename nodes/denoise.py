@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,18 +32,22 @@ class EncodeLatents(io.ComfyNode):
 
     @classmethod
     def execute(cls, segments: SegmentSet, vae: ComponentHandle) -> io.NodeOutput:
-        from ..setevsr_core.stages import encode_latents
+        from ..setevsr_core.stages import encode_latents, join_frames
         from .progress import NodeProgress
 
         module, progress = vae.load(vae_memory(vae, segments.size, 1)), NodeProgress()
+        tiles = fitting_tiles(vae, segments.size, 1, "lower 'scale' of Split Segments.")
 
-        def encode(tile: int) -> Any:
+        def encode(tile: int, frame: torch.Tensor) -> Any:
             return encode_latents(
-                module, segments.frames[..., :3], segments.scale, tile=tile,
-                device=vae.device, on_frame=progress.count, check_cancel=compat.check_interrupt,
-            )  # fmt: skip
+                module, frame, segments.scale, tile=tile, device=vae.device, check_cancel=compat.check_interrupt
+            )
 
-        encoded = fitting_tiles(vae, segments.size, 1, "lower 'scale' of Split Segments.").run(encode)
+        parts: list[Any] = []
+        for frame in segments.frames[..., :3].split(1):  # what is done stays when tiles become smaller
+            parts.append(tiles.run(partial(encode, frame=frame)))
+            progress.count(len(parts), len(segments.frames))
+        encoded = join_frames(parts)
         note = LatentNote(
             segments.identity, segments.spans, segments.scale, vae.module.config.scaling_factor,
             encoded.latents, encoded.content, encoded.preview_matrix,

@@ -445,3 +445,28 @@ def test_a_full_memory_names_the_widget_in_every_stage(
     }
     with pytest.raises(part(pack, "setevsr_core.errors").SettingsError, match=f"The memory is full: {remedy}"):
         runs[stage]()
+
+
+@torch.inference_mode()
+def test_encoding_keeps_the_frames_that_are_done_when_the_memory_is_full(
+    nodes: dict[str, Any], handles: dict[str, Any], stages: dict[str, Any], pack: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """As the Upscale nodes do, so that both ways go on giving the same."""
+    module, tries = part(pack, "setevsr_core.stages"), []
+    encode = module.encode_latents
+
+    def full_at_the_second(network: Any, frames: torch.Tensor, scale: float, *, tile: int, **options: Any) -> Any:
+        tries.append((len(frames), tile))
+        if len(tries) == 2:
+            raise MemoryError
+        return encode(network, frames, scale, tile=tile, **options)
+
+    monkeypatch.setattr(module, "encode_latents", full_at_the_second)
+    monkeypatch.setattr(part(pack, "setevsr_core.vae_tiles"), "SMALLEST", 4)
+    segments = stages["segments"]
+    (latents,) = nodes["SeTeVSREncodeLatents"].execute(segments, handles["vae"]).result
+    count = len(segments.frames)
+    assert len(tries) == count + 1 and tries[0] == (1, 0) == tries[1]
+    assert all(frames == 1 and tile > 0 for frames, tile in tries[2:])
+    assert latents["samples"].shape == stages["latents"]["samples"].shape
