@@ -118,8 +118,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0, or 3 if some of several videos failed. Errors: SeTeVSRError if the only one failed; a file that was
-    there before stays untouched then.
+    """Exit code 0, or 3 if some of several videos failed. Errors: SeTeVSRError if the only one failed, or the networks
+    cannot be had, without which all would fail; a file that was there before stays untouched then.
     """
     done = failed = 0
     rows: list[dict[str, Any]] = []
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
                 with _readable_errors(source):
                     row = _restore_one(args, source, target, networks)
             except SeTeVSRError as error:
-                if not several and not args.json:
+                if networks.failed or not (several or args.json):
                     raise
                 row = {"input": str(source), "output": str(target), "status": "failed", "error": str(error)}
             failed, done = failed + (row["status"] == "failed"), done + (row["status"] != "failed")
@@ -283,10 +283,14 @@ class _Networks:
         self._device = None if args.ray or args.device is None else usable_device(args.device)
         self._restorer: Any = None
         self._open = ExitStack()
+        self.failed = False
+        """Whether the restorer could not be made."""
 
     def restorer(self) -> Any:
         if self._restorer is None:
+            self.failed = True
             self._restorer = self._cluster() if self._args.ray else self._local()
+            self.failed = False
         return self._restorer
 
     def _cluster(self) -> Any:

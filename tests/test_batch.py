@@ -11,7 +11,7 @@ import torch
 
 from setevsr_core import batch, cli, watching
 from setevsr_core.batch import plan
-from setevsr_core.errors import VideoError
+from setevsr_core.errors import CheckpointError, VideoError
 from setevsr_core.watching import watch
 
 from .test_cli import FakeRestorer, fake_restorer
@@ -148,6 +148,23 @@ def test_a_bad_video_does_not_stop_the_others(tmp_path: Path, capsys: pytest.Cap
     assert len(stream_facts(out / "ç ⚡.mp4")["times"]) == 4
     assert cli.main(["restore", str(folder / "a.mp4"), str(out) + "/", "--scale", "2", "--skip-existing"]) == 0
     assert "is there already" in capsys.readouterr().out
+
+
+def test_networks_that_cannot_be_had_end_the_run(
+    fake_restorer: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def missing(*_: Any, **__: Any) -> None:
+        tries.append(None)
+        raise CheckpointError("there is no preset 'x'")
+
+    monkeypatch.setattr(FakeRestorer, "from_preset", missing)
+    for name in ("a.mp4", "b.mp4"):
+        make_clip(tmp_path / name, count=3)
+    for more in ([], ["--json"]):
+        assert cli.main(["restore", str(tmp_path), str(tmp_path / "out"), "--preset", "x", *more]) == 2
+    assert len(tries) == 2 and capsys.readouterr().err.splitlines() == ["setevsr: there is no preset 'x'"] * 2
 
 
 @pytest.mark.usefixtures("fake_restorer")
