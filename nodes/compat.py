@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from comfy_api.latest import InputImpl, io
-
-Result = TypeVar("Result")
 
 
 def schema(**keywords: Any) -> io.Schema:
@@ -130,13 +128,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (known is not Exception and isinstance(error, known)) or memory.is_out_of_memory(error)
 
 
-def free_cached_memory() -> None:
-    """Give unused accelerator memory back after an out-of-memory error."""
-    import comfy.model_management
-
-    comfy.model_management.soft_empty_cache()
-
-
 def intermediate_options() -> dict[str, Any]:
     """`device` and `dtype` that ComfyUI wants for IMAGE and LATENT tensors between nodes."""
     import comfy.model_management as management
@@ -196,25 +187,6 @@ def preview_size() -> int:
     from comfy.cli_args import args
 
     return int(getattr(args, "preview_size", 512))
-
-
-def retry_smaller(run: Callable[[int], Result], tile: int, smallest: int, start_at: int) -> Result:
-    """Call `run(tile)`; on out of memory halve `tile` (0 = untiled: continue with `start_at`) down to `smallest`.
-
-    Tiles stay multiples of 8, as the networks need. Cancel and all other errors pass through, and so does an
-    out-of-memory error at the smallest tile.
-    """
-    while True:
-        try:
-            return run(tile)
-        except BaseException as error:
-            if is_interrupt(error) or not is_out_of_memory(error):
-                raise
-            if 0 < tile <= smallest:
-                raise
-        # Outside the except block on purpose: the traceback, and the tensors it holds, are gone by now.
-        free_cached_memory()
-        tile = start_at if tile == 0 else max(smallest, tile // 2 // 8 * 8)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from . import compat, sockets, widgets
 from .hosting import ComponentHandle, denoiser_memory, fitting_tiles, vae_memory
 from .payloads import LatentNote, SegmentSet, SemanticSet, read_latent, require_same_video
 
+MEMORY_REMEDY = "lower 'tile' of Denoise, or 'length' of Split Segments."
+
 
 class EncodeLatents(io.ComfyNode):
     @classmethod
@@ -102,7 +104,6 @@ class Denoise(io.ComfyNode):
         conditioning: list[Any] | None = None,
     ) -> io.NodeOutput:
         from .choices import resolved, sampling_choices
-        from .progress import NodeProgress
 
         note = read_latent(latents, wanted_from="Encode Latents")
         require_encoded(note)
@@ -110,19 +111,9 @@ class Denoise(io.ComfyNode):
             require_same_video(semantics.identity, note.identity, ("Semantics", "latents"))
         chosen = sampling_choices(steps=steps, sampler=sampler, strength=strength)
         settings = resolved({**chosen, "seed": seed, "tile_overlap": tile_overlap, "tile": tile}, denoiser.defaults)
-        text = text_of(conditioning)
-        progress = NodeProgress()
-        restored: list[torch.Tensor] = []
-
-        def run(tile: int) -> None:
-            smaller = settings if tile == settings.tile else replace(
-                settings, tile=tile, tile_overlap=min(tile_overlap, tile // 2)
-            )
-            denoise_rest(restored, denoiser, note, semantics, text, smaller, progress)
-
-        with compat.readable_memory_error("lower 'tile' of Denoise, or 'length' of Split Segments."):
-            compat.retry_smaller(run, tile, smallest=16, start_at=64)
-        return io.NodeOutput(replace(note, scaled=torch.cat(restored), denoised=True).latent())
+        with compat.readable_memory_error(MEMORY_REMEDY):
+            restored = denoise_all(denoiser, note, semantics, text_of(conditioning), settings)
+        return io.NodeOutput(replace(note, scaled=restored, denoised=True).latent())
 
 
 def require_encoded(note: LatentNote) -> None:
@@ -144,38 +135,41 @@ def text_of(conditioning: list[Any] | None) -> torch.Tensor | None:
     return conditioning[0][0][:1]
 
 
-def denoise_rest(
-    restored: list[torch.Tensor],
-    denoiser: ComponentHandle,
-    note: LatentNote,
-    semantics: SemanticSet | None,
-    text: torch.Tensor | None,
-    settings: Any,
-    progress: Any,
-) -> None:
-    """Append to `restored` the restored latents (T,4,h,w), scaled, of every span that is not there yet, in order."""
+def denoise_all(
+    denoiser: ComponentHandle, note: LatentNote, semantics: SemanticSet | None, text: torch.Tensor | None, settings: Any
+) -> torch.Tensor:
+    """Every span's restored latents, one after the other: (sum of span lengths, 4, h, w), scaled. Where the memory is
+    full, tiles become smaller.
+    """
+    from ..setevsr_core.memory import ShrinkingTiles
+    from ..setevsr_core.segment_run import SMALLEST_TILE
     from ..setevsr_core.stages import denoise_span
-    from .progress import latent_pictures
+    from .progress import NodeProgress, latent_pictures
 
-    preview = latent_pictures(denoiser)
+    progress, preview = NodeProgress(), latent_pictures(denoiser)
     height, width = (side * 8 for side in note.scaled.shape[-2:])
     longest = max(len(span) for span in note.spans)
     module = denoiser.load(denoiser_memory((height, width), longest, settings.tile, denoiser.module.dtype))
-    for number, span in enumerate(note.spans[len(restored) :], len(restored)):
+    whole = max(note.scaled.shape[-2:])
+    tiles = ShrinkingTiles(settings.tile, whole, SMALLEST_TILE, denoiser.device, "the denoiser", MEMORY_REMEDY)
+    restored: list[torch.Tensor] = []
+    for number, span in enumerate(note.spans):
 
         def on_step(index: int, steps: int, noisy: torch.Tensor, clean: torch.Tensor, number: int = number) -> None:
             picture = preview(clean[:1], note.preview_matrix)[0]
             progress.report((number + (index + 1) / steps) / len(note.spans), preview=picture)
 
-        part = slice(span.start, span.stop)
-        restored.append(
-            denoise_span(
+        def denoise(tile: int, span: Any = span, on_step: Any = on_step) -> torch.Tensor:
+            part, chosen = slice(span.start, span.stop), settings.in_tiles(tile)
+            return denoise_span(
                 module, note.scaled[part], semantics.embeddings[part] if semantics is not None else None, span.indices,
-                seed=settings.seed, steps=settings.steps, sampler=settings.sampler, strength=settings.strength,
-                text=text, tile=settings.tile, tile_overlap=settings.tile_overlap, content=note.content,
+                seed=chosen.seed, steps=chosen.steps, sampler=chosen.sampler, strength=chosen.strength,
+                text=text, tile=chosen.tile, tile_overlap=chosen.tile_overlap, content=note.content,
                 device=denoiser.device, on_step=on_step, check_cancel=compat.check_interrupt,
             )  # fmt: skip
-        )
+
+        restored.append(tiles.run(denoise))
+    return torch.cat(restored)
 
 
 NODES = [EncodeLatents, Denoise]

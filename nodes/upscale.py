@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from .loaders import load_preset, preset_stamp
 log = logging.getLogger(__name__)
 
 MEMORY_REMEDY = "lower 'tile', then 'length', then 'scale'."
-SMALLEST_TILE = 16
 UNFINISHED = "setevsr_unfinished"
 KEPT_DAYS = 30
 """Unfinished work that nobody has queued again for so long is dropped; it holds lossless video."""
@@ -113,7 +111,6 @@ class UpscaleImages(io.ComfyNode):
         video_info: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
-        from ..setevsr_core.streaming import FROM_START, Resume
         from ..setevsr_core.video.resize import target_size
         from .progress import NodeProgress
 
@@ -121,16 +118,12 @@ class UpscaleImages(io.ComfyNode):
         size = target_size(images.shape[1], images.shape[2], scale)
         checks.require_memory(len(images), size, images.shape[-1])
         result = torch.empty((len(images), *size, images.shape[-1]), **compat.intermediate_options())
-        progress, state = NodeProgress(), FROM_START
-
-        def keep(now: Resume) -> None:
-            nonlocal state
-            state = now
+        progress = NodeProgress()
 
         def restore(restorer: Any, settings: dict[str, Any]) -> None:
-            filled = state.first_frame  # not the first when the memory was full before
+            filled = 0
             blocks = restorer.stream(
-                images, num_frames=len(images), resume=state, on_carry=keep, **settings,
+                images, num_frames=len(images), **settings,
                 progress=progress.report, check_cancel=compat.check_interrupt,
             )  # fmt: skip
             for block in blocks:
@@ -238,7 +231,7 @@ def run_restorer(
     conditioning: list[Any] | None = None,
     cluster: str = "",
 ) -> Any:
-    """`restore(restorer, settings)` as the widgets say; again with smaller tiles if the memory is full."""
+    """`restore(restorer, settings)` as the widgets say."""
     from .choices import cut_choice, resolved, sampling_choices
 
     networks = choose_networks(preset, precision, denoiser, vae, encoder)
@@ -259,17 +252,10 @@ def run_restorer(
         with cluster_restorer(cluster.strip(), *networks) as restorer:
             return restore(restorer, settings)
 
-    def run(tile: int) -> Any:
-        memory = {"denoiser": denoiser_memory(size, length, tile, networks[0].module.dtype),
-                  "vae": vae_memory(networks[1], size, length), "encoder": ENCODER_MEMORY}
-        restorer = make_restorer(*networks, memory)
-        if tile != settings["tile"]:
-            log.warning("SeTe-VSR: the memory was full, going on with tiles of %d", tile)
-            restorer = SmallerTiles(restorer, {"tile": tile, "tile_overlap": min(tile_overlap, tile // 2)})
-        return restore(restorer, settings)
-
+    memory = {"denoiser": denoiser_memory(size, length, tile, networks[0].module.dtype),
+              "vae": vae_memory(networks[1], size, length), "encoder": ENCODER_MEMORY}
     with compat.readable_memory_error(MEMORY_REMEDY):
-        return compat.retry_smaller(run, tile, smallest=SMALLEST_TILE, start_at=64)
+        return restore(make_restorer(*networks, memory), settings)
 
 
 def choose_networks(
@@ -303,22 +289,6 @@ def require_denoising(
     text_for(denoiser.module, text)
     if encoder is None and denoiser.module.config.semantic_levels:
         log.warning("SeTe-VSR: no semantic encoder is connected for %s: its semantic attention is off", denoiser.name)
-
-
-@dataclass(frozen=True)
-class SmallerTiles:
-    """A `Restorer` that computes in other tiles than its settings say. It is still the same job: what was finished in
-    larger tiles counts, and queueing the same prompt again continues it.
-    """
-
-    restorer: Any
-    tiles: Mapping[str, int]
-
-    def stream(self, frames: Any, **settings: Any) -> Iterator[torch.Tensor]:
-        return self.restorer.stream(frames, **{**settings, **self.tiles})
-
-    def fingerprint(self, **settings: Any) -> str:
-        return self.restorer.fingerprint(**settings)
 
 
 @contextmanager

@@ -1,14 +1,20 @@
-"""Free memory of a device, and a full one, said as one sentence that names what to lower."""
+"""Free memory of a device; where it is full, smaller tiles, and one sentence that names what to lower."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from .errors import SettingsError, require
+from .sampling.tiles import GRID
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 _SIGNS = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")
 """In messages of PyTorch: a GPU's memory is full (CUDA, MPS and others), the machine's, that of a library of CUDA."""
@@ -36,6 +42,40 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True if `error` says that the memory of a device, or the machine's own, is full."""
     told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
     return told or isinstance(error, MemoryError)
+
+
+class ShrinkingTiles:
+    """Tiles that are halved, for good, wherever the memory of `device` is full.
+
+    tile: side in latents to begin with, 0 for none. whole: the longer side of a frame's grid. smallest: side of the
+    last tiles to try. user: who works in them, and remedy: what to change when that was not enough, for the messages.
+    """
+
+    def __init__(self, tile: int, whole: int, smallest: int, device: Any, user: str, remedy: str) -> None:
+        self._tile, self._whole, self._smallest = tile, whole, smallest
+        self._device, self._user, self._remedy = device, user, remedy
+
+    def run(self, work: Callable[[int], Result]) -> Result:
+        """`work(tile)`; called again with smaller tiles while it runs out of memory.
+
+        Errors: SettingsError with the remedy, when even the smallest tile does not fit.
+        """
+        while True:
+            try:
+                return work(self._tile)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the except block on purpose: the traceback, and the tensors it holds, are gone by now.
+            release_cached(self._device)
+            self._halve()
+
+    def _halve(self) -> None:
+        side = min(self._tile or self._whole, self._whole)
+        if side <= self._smallest:
+            raise SettingsError(f"The memory is full: {self._remedy}")
+        self._tile = max(self._smallest, side // 2 // GRID * GRID)
+        log.warning("the memory is full: %s goes on in tiles of %d latents", self._user, self._tile)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import stages, vae_tiles
+from .memory import ShrinkingTiles
 from .progress import SegmentProgress
 from .settings import RestoreSettings
 from .streaming import Segments
@@ -19,6 +20,7 @@ from .video.segments import Span
 
 log = logging.getLogger(__name__)
 
+SMALLEST_TILE = 16  # latents along one side of the denoiser's tiles, where the memory is full
 FEATURE_BUDGET = 2 * 2**30  # bytes of skip features kept per segment; beyond it they are computed twice instead
 
 Value = TypeVar("Value")
@@ -62,6 +64,7 @@ class SegmentRun:
         self._semantics: dict[int, Tensor] = {}
         self._keep_features = vae_tiles.uses_features(networks.vae.config, settings.fusion)
         self._tiles: dict[int, vae_tiles.FittingTiles] = {}  # by the frames that are computed together
+        self._denoising: ShrinkingTiles | None = None
 
     def compute(self, segments: Segments) -> Iterator[tuple[Span, Callable[[], Tensor]]]:
         """`streaming.Compute` in this process: a segment is restored when its pictures are asked for."""
@@ -77,31 +80,7 @@ class SegmentRun:
         colours = segment[..., :3]
         encoded = self._encode(span, colours)
         semantics = self._read_semantics(span, colours)
-        latents = encoded.latents
-        if settings.steps:
-
-            def on_step(index: int, steps: int, noisy: Tensor, clean: Tensor) -> None:
-                picture = networks.preview(clean[:1], encoded.preview_matrix)[0].cpu()
-                bar.update("denoise", (index + 1) / steps, f"step {index + 1} of {steps}", picture)
-
-            networks.prepare("denoiser")
-            latents = stages.denoise_span(
-                networks.denoiser,
-                latents,
-                semantics,
-                span.indices,
-                seed=settings.seed,
-                steps=settings.steps,
-                sampler=settings.sampler,
-                strength=settings.strength,
-                text=self._text,
-                tile=settings.tile,
-                tile_overlap=settings.tile_overlap,
-                content=encoded.content,
-                device=networks.device,
-                on_step=on_step,
-                check_cancel=self._check_cancel,
-            )
+        latents = self._denoise(span, encoded, semantics) if settings.steps else encoded.latents
         networks.prepare("vae")
         bar.update("decode", 0.0, "decoding")
 
@@ -146,6 +125,42 @@ class SegmentRun:
             return stages.without_features(encoded)
 
         return stages.join_frames(self._fill(self._encoded, "vae", "encode", span, frames, encode))
+
+    def _denoise(self, span: Span, encoded: stages.EncodedFrames, semantics: Tensor | None) -> Tensor:
+        """Restored latents of the segment, in smaller tiles where the memory is full."""
+        networks, bar = self._networks, self._bar
+        if self._denoising is None:
+            self._denoising = ShrinkingTiles(
+                self._settings.tile, max(encoded.latents.shape[-2:]), SMALLEST_TILE, networks.device, "the denoiser",
+                "lower 'length' (frames that are restored together) or 'scale'.",
+            )  # fmt: skip
+
+        def on_step(index: int, steps: int, noisy: Tensor, clean: Tensor) -> None:
+            picture = networks.preview(clean[:1], encoded.preview_matrix)[0].cpu()
+            bar.update("denoise", (index + 1) / steps, f"step {index + 1} of {steps}", picture)
+
+        def denoise(tile: int) -> Tensor:
+            settings = self._settings.in_tiles(tile)
+            return stages.denoise_span(
+                networks.denoiser,
+                encoded.latents,
+                semantics,
+                span.indices,
+                seed=settings.seed,
+                steps=settings.steps,
+                sampler=settings.sampler,
+                strength=settings.strength,
+                text=self._text,
+                tile=settings.tile,
+                tile_overlap=settings.tile_overlap,
+                content=encoded.content,
+                device=networks.device,
+                on_step=on_step,
+                check_cancel=self._check_cancel,
+            )
+
+        networks.prepare("denoiser")
+        return self._denoising.run(denoise)
 
     def _fitting(self, size: tuple[int, int], length: int) -> vae_tiles.FittingTiles:
         """The VAE's tiles for `length` frames at once, chosen when they are first used: then the weights are loaded."""

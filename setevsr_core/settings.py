@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -68,6 +68,10 @@ class RestoreSettings:
         _whole("tile", self.tile, 0, 2**16)
         _whole("tile_overlap", self.tile_overlap, 0, 2**16)
         check_tiling(self.tile, self.tile_overlap)
+
+    def in_tiles(self, tile: int) -> RestoreSettings:
+        """The same with tiles of another size, which overlap by half at most."""
+        return self if tile == self.tile else replace(self, tile=tile, tile_overlap=min(self.tile_overlap, tile // 2))
 
 
 def resolve_settings(chosen: Mapping[str, Any], defaults: Mapping[str, Any]) -> RestoreSettings:

@@ -11,13 +11,12 @@ import logging
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import SettingsError
-from .memory import free_bytes, is_out_of_memory, release_cached
+from .memory import Result, ShrinkingTiles, free_bytes
 from .networks.temporal_vae import TemporalVAE, VAEConfig
 from .sampling.tiles import GRID, Tile, blend_tiles, latent_grid, plan_tiles
 from .workload import count, law
@@ -28,8 +27,6 @@ WHOLE = 0
 SMALLEST = 32  # latents along one side; smaller tiles are mostly border
 COUNTED = 32  # side of the grid whose bytes are counted; activations grow with the area
 HEADROOM = 0.8  # share of the free memory that activations may take; the rest is for pixels and fragments
-
-Result = TypeVar("Result")
 
 
 def encode(vae: Any, pixels: Tensor, tile: int = WHOLE, check_cancel: Callable[[], None] | None = None) -> Tensor:
@@ -115,24 +112,14 @@ class FittingTiles:
         self._vae, self._length, self._device, self._free_memory = vae, length, device, free_memory
         self._remedy = remedy
         self._grid = latent_grid(size, vae.config.downscale)
-        self._tile: int | None = None
+        self._tiles: ShrinkingTiles | None = None
 
     def run(self, work: Callable[[int], Result]) -> Result:
-        """`work(tile)`, `WHOLE` if a frame fits; called again with smaller tiles while it runs out of memory.
-
-        Errors: SettingsError with the remedy, when even the smallest tile does not fit.
-        """
-        tile = self._tile if self._tile is not None else self._choose()
-        while True:
-            self._tile = tile
-            try:
-                return work(tile)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-            # Outside the except block on purpose: the traceback, and the tensors it holds, are gone by now.
-            release_cached(self._device)
-            tile = self._smaller(tile or max(self._grid))
+        """`work(tile)`, `WHOLE` if a frame fits; otherwise as `ShrinkingTiles.run`."""
+        if self._tiles is None:
+            tile, whole = self._choose(), max(self._grid)
+            self._tiles = ShrinkingTiles(tile, whole, SMALLEST, self._device, "the VAE", self._remedy)
+        return self._tiles.run(work)
 
     def _choose(self) -> int:
         free = self._free_memory(self._device)
@@ -141,13 +128,6 @@ class FittingTiles:
         if tile:
             log.info("the VAE works in tiles of %d latents, to fit into %.1f GiB", tile, free / 2**30)
         return tile
-
-    def _smaller(self, side: int) -> int:
-        if side <= SMALLEST:
-            raise SettingsError(f"The memory is full: {self._remedy}")
-        smaller = max(SMALLEST, side // 2 // GRID * GRID)
-        log.warning("the memory is full: the VAE goes on in tiles of %d latents", smaller)
-        return smaller
 
 
 def _plan(grid: tuple[int, int], tile: int) -> tuple[Tile, ...]:

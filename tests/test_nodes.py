@@ -501,22 +501,23 @@ def test_smaller_tiles_go_on_with_the_same_job(
     import folder_paths
     from comfy_api.latest import InputImpl, Types
 
-    run = part(pack, "setevsr_core.segment_run").SegmentRun
-    restore, seen = run.restore, []
+    stages, seen = part(pack, "setevsr_core.stages"), []
+    denoise = stages.denoise_span
 
-    def scarce(self: Any, span: Any, segment: torch.Tensor) -> torch.Tensor:
-        seen.append((self._settings.tile, span.start))
+    def scarce(*arguments: Any, tile: int, **options: Any) -> torch.Tensor:
+        seen.append((tile, arguments[3].start))
         if seen[-1] == (32, 2):
             raise MemoryError
-        return restore(self, span, segment)
+        return denoise(*arguments, tile=tile, **options)
 
-    monkeypatch.setattr(run, "restore", scarce)
+    monkeypatch.setattr(stages, "denoise_span", scarce)
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
-    source = InputImpl.VideoFromComponents(Types.VideoComponents(images=clip(7), frame_rate=Fraction(24)))
+    images = torch.rand(7, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+    source = InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=Fraction(24)))
     settings = {**SAMPLING, "tile": 32, "length": 3, "overlap": 1, "scene_cuts": "off", **handles}
-    (video,) = nodes["SeTeVSRUpscaleVideo"].execute(source, "none needed", 2.0, **settings).result
+    (video,) = nodes["SeTeVSRUpscaleVideo"].execute(source, "none needed", 4.0, **settings).result
     assert seen == [(32, 0), (32, 2), (16, 2), (16, 4)]
-    assert video.get_components().images.shape == (7, 40, 48, 3)
+    assert video.get_components().images.shape == (7, 256, 256, 3)
     assert not list(tmp_path.iterdir())
 
 
@@ -836,8 +837,11 @@ def test_stages_say_before_the_work_that_the_result_will_not_fit(
 def test_out_of_memory_halves_the_tile_and_cancel_passes(pack: ModuleType) -> None:
     import comfy.model_management as management
 
-    compat = part(pack, "nodes.compat")
+    memory, wrong = part(pack, "setevsr_core.memory"), part(pack, "setevsr_core.errors").SettingsError
     tried: list[int] = []
+
+    def tiles(tile: int, whole: int) -> Any:
+        return memory.ShrinkingTiles(tile, whole, 16, "cpu", "the test", "lower 'it'")
 
     def needs_small(tile: int) -> str:
         tried.append(tile)
@@ -845,8 +849,9 @@ def test_out_of_memory_halves_the_tile_and_cancel_passes(pack: ModuleType) -> No
             raise MemoryError
         return "done"
 
-    assert compat.retry_smaller(needs_small, 0, smallest=16, start_at=72) == "done"
-    assert tried == [0, 72, 32, 16]
+    shrinking = tiles(0, 144)
+    assert shrinking.run(needs_small) == shrinking.run(needs_small) == "done"
+    assert tried == [0, 72, 32, 16, 16]
 
     def always(error: type[BaseException]) -> Any:
         def run(tile: int) -> None:
@@ -855,10 +860,14 @@ def test_out_of_memory_halves_the_tile_and_cancel_passes(pack: ModuleType) -> No
 
         return run
 
-    for error, tries in ((MemoryError, 3), (management.InterruptProcessingException, 1), (ValueError, 1)):
+    cancel = management.InterruptProcessingException
+    for error, whole, tries, told in (
+        (MemoryError, 64, 3, wrong), (MemoryError, 8, 1, wrong), (cancel, 64, 1, cancel),
+        (ValueError, 64, 1, ValueError),
+    ):  # fmt: skip
         tried.clear()
-        with pytest.raises(error):
-            compat.retry_smaller(always(error), 64, smallest=16, start_at=64)
+        with pytest.raises(told):
+            tiles(64, whole).run(always(error))
         assert len(tried) == tries
 
 

@@ -354,3 +354,26 @@ def test_no_ghost_of_the_scene_before_a_hard_cut(restorer: Restorer) -> None:
     assert torch.equal(*results)  # not one bit of the second scene depends on the first
     ghosts = restorer.restore(torch.cat([dark, after]), **{**settings, "cuts": None})[6:]
     assert not torch.equal(ghosts, results[0])
+
+
+def test_a_full_memory_makes_the_denoisers_tiles_smaller_and_the_run_goes_on(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full in the second segment: the first one counts, and the third is not tried in large tiles again."""
+    denoise, seen = stages.denoise_span, []
+    room = 32
+
+    def scarce(*arguments: Any, tile: int, tile_overlap: int, **options: Any) -> torch.Tensor:
+        seen.append((arguments[3].start, tile, tile_overlap))
+        if seen[-1][0] and tile > room:
+            raise MemoryError
+        return denoise(*arguments, tile=tile, tile_overlap=tile_overlap, **options)
+
+    monkeypatch.setattr(stages, "denoise_span", scarce)
+    settings: dict[str, Any] = {"scale": 4, "steps": 1, "length": 2, "overlap": 1, "tile": 64, "tile_overlap": 32}
+    settings["fusion"] = 0.0
+    result = restorer.restore(clip(4, 80, 16), **settings)  # 40 latents high
+    assert seen == [(0, 64, 32), (1, 64, 32), (1, 16, 8), (2, 16, 8)] and result.shape == (4, 320, 64, 3)
+    room = 8
+    with pytest.raises(SettingsError, match="The memory is full: lower 'length'.*or 'scale'"):
+        restorer.restore(clip(4, 80, 16), **settings)
