@@ -79,6 +79,8 @@ class Result:
 
 def footage_of(reader: VideoReader | SequenceReader) -> Footage:
     """The whole part of the video that `reader` was opened for, with its sound, colours, depth and frame times."""
+    if reader.unkept:
+        logger.warning("'%s' has %s, which the result does not keep", reader.name, ", ".join(reader.unkept))
     if isinstance(reader, SequenceReader):
         return Footage(
             reader, reader.frame_rate, reader.size, reader.identity, len(reader), reader.bit_depth, reader.alpha
@@ -89,8 +91,6 @@ def footage_of(reader: VideoReader | SequenceReader) -> Footage:
     if reader.interlaced:
         logger.warning("'%s' is interlaced, and its combs would be restored as detail; deinterlace it first: "
                        "ffmpeg -i IN -vf bwdif -crf 10 -c:a copy OUT.mkv", reader.name)  # fmt: skip
-    if reader.unkept:
-        logger.warning("'%s' has %s, which the result does not keep", reader.name, ", ".join(reader.unkept))
 
     def time(index: int) -> Fraction:
         return reader.times[index] * reader.time_base

@@ -241,14 +241,33 @@ HDR = ("log-level=error:hdr10=1:colorprim=bt2020:transfer=smpte2084:colormatrix=
         ("libx264", "yuv420p", {"x264-params": "tff=1"}, ["is interlaced.*bwdif"]),
         ("libx265", "yuv420p10le", {"x265-params": HDR}, ["HDR mastering data, HDR light levels, which the result"]),
         ("libx264", "yuv420p", {}, []),
+        ("png", "rgba", {}, []),  # nothing can be seen through it
     ],
 )
 def test_what_the_result_cannot_keep_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, codec: str, pixel_format: str, options: dict[str, str],
     said: list[str],
 ) -> None:  # fmt: skip
-    with VideoReader(make_clip(tmp_path / "a.mkv", 3, codec=codec, pixel_format=pixel_format, options=options)) as clip:
+    with VideoReader(make_clip(tmp_path / "a.mov", 3, codec=codec, pixel_format=pixel_format, options=options)) as clip:
         footage_of(clip)
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == len(said)
     assert all(re.search(words, line) for words, line in zip(said, lines, strict=True))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kind", ["ffv1", "vp9", "png"])
+def test_transparency_that_is_dropped_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, kept: bool
+) -> None:
+    frames = torch.cat([gradient_frames(2, 32, 48), torch.full((2, 32, 48, 1), 0.5)], dim=-1)
+    if kind == "png":
+        with SequenceWriter(tmp_path / "frames" / "%d.png", (32, 48), alpha=True) as writer:
+            for frame in frames:
+                writer.add(writer.prepare(frame))
+        footage_of(SequenceReader(tmp_path / "frames", alpha=kept))
+    else:
+        path = write(tmp_path / f"a.{'mkv' if kind == 'ffv1' else 'webm'}", frames, codec=kind, alpha=True)
+        with VideoReader(path, alpha=kept) as reader:
+            footage_of(reader)
+    assert ("has transparency, which the result does not keep" in caplog.text) is not kept

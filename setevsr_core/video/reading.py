@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import SettingsError, VideoError, require
 from .source import VideoSource, audio_streams, name_of, open_source, video_errors, video_stream, video_streams
-from .yuv import ColourTags, bit_depth, frame_to_rgb, has_alpha, tags_of
+from .yuv import ColourTags, bit_depth, frame_to_rgb, has_alpha, is_transparent, tags_of
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,8 @@ class VideoReader:
             aspect = Fraction(stream.sample_aspect_ratio or 1)
             self.time_base = Fraction(stream.time_base)
             tracks = ["further video tracks"] if len(video_streams(container)) > 1 else []
-            self._decoder = _alpha_decoder(stream) if self._want_alpha else None
+            alpha_decoder = _alpha_decoder(stream)
+            self._decoder = alpha_decoder if self._want_alpha else None
         with closing(self._decode()) as frames:
             first = next(frames, None)
         if first is None:
@@ -94,7 +95,8 @@ class VideoReader:
         self.bit_depth: int = bit_depth(frame)
         self.alpha: bool = self._want_alpha and has_alpha(frame)
         self.interlaced = bool(frame.interlaced_frame)
-        self.unkept: list[str] = [*tracks, *_unkept_data(frame)]
+        transparent = not self._want_alpha and (alpha_decoder is not None or is_transparent(frame))
+        self.unkept: list[str] = [*(["transparency"] if transparent else []), *tracks, *_unkept_data(frame)]
         turned = _quarter_turns(frame) % 2 == 1
         self.size: tuple[int, int] = (frame.width, frame.height) if turned else (frame.height, frame.width)
         self.pixel_aspect: Fraction = 1 / aspect if turned else aspect

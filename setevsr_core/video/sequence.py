@@ -44,7 +44,8 @@ class SequenceReader:
     """Iterates the pictures of a folder as (H,W,3) float32 in 0..1, (H,W,4) with `alpha` where the first one has it.
 
     8 and 16 bit files map their whole range to 0..1; OpenEXR is clipped to it. `start` and `duration` in seconds at
-    `frame_rate`. Errors: VideoError naming the folder or the picture.
+    `frame_rate`. `unkept`: in words, what a written copy of the frames cannot keep.
+    Errors: VideoError naming the folder or the picture.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class SequenceReader:
         picture = _load(self._paths[0])
         self.size: tuple[int, int] = (picture.shape[0], picture.shape[1])
         self.alpha = alpha and picture.ndim == 3 and picture.shape[2] == 4
+        transparent = not alpha and bool(_to_rgb(picture, alpha=True)[..., 3].min() < 1)
+        self.unkept: list[str] = ["transparency"] if transparent else []
         self.bit_depth = 8 if picture.dtype == np.uint8 else 16
         self.identity = self._identify()
 

@@ -87,6 +87,11 @@ def has_alpha(frame: Any) -> bool:
     return frame.format.name.startswith(("yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya"))
 
 
+def is_transparent(frame: Any) -> bool:
+    """True if something can be seen through a PyAV frame."""
+    return has_alpha(frame) and float(_alpha(frame).min()) < 1
+
+
 def frame_to_rgb(frame: Any, tags: ColourTags, alpha: bool = False) -> Tensor:
     """PyAV frame -> RGB (H,W,3) float32 in 0..1, rotation not applied; (H,W,4) with `alpha` (1 where it has none)."""
     depth = bit_depth(frame)
