@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-_SIGNS = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED")
+_SIGNS = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED", "ALLOCATION_FAILED")
 """In messages of PyTorch: a GPU's memory is full (CUDA, MPS and others), the machine's, that of a library of CUDA."""
 
 

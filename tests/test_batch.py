@@ -106,6 +106,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "give a smaller --tile"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "--length, then a smaller --scale"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), "the memory is full"),
         (PermissionError(13, "Permission denied", "1.png"), "Permission denied: '1.png'"),
     ],
 )
