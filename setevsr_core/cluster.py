@@ -170,6 +170,9 @@ def _connect(ray: Any, address: str) -> None:
     try:
         ray.init(address=address, **options)
     except Exception as error:
+        if address == LOCAL:
+            raise ClusterError(f"no Ray cluster could be started on this machine ({error}); try again when it has less "
+                               "to do, or go without one") from error
         raise ClusterError(f"no Ray cluster answers at '{address}' ({error}); start one with 'ray start --head', "
                            "or give 'local'") from error
 

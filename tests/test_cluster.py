@@ -172,3 +172,12 @@ def test_an_address_where_nobody_answers_is_named(preset: Path, monkeypatch: pyt
         ClusterRestorer("127.0.0.1:1", preset)
     with pytest.raises(SettingsError, match="workers is 0"):
         ClusterRestorer("local", preset, workers=0)
+
+
+def test_a_cluster_that_cannot_be_started_here_is_named() -> None:
+    class SlowRay:
+        def init(self, **_: Any) -> None:
+            raise Exception("The current node timed out during startup")  # noqa: TRY002 - as Ray does
+
+    with pytest.raises(ClusterError, match="could be started on this machine .The current node timed out.*without one"):
+        cluster_module._connect(SlowRay(), "local")
