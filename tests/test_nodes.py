@@ -525,17 +525,15 @@ def test_smaller_tiles_go_on_with_the_same_job(
 def test_smaller_tiles_keep_what_was_finished_in_memory(
     nodes: dict[str, Any], handles: dict[str, Any], pack: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As above, for Upscale Images and Denoise: nothing is computed twice, and the pictures are those of small tiles,
-    which here cover a whole frame as the large ones do.
-    """
+    """As above, for Upscale Images and Denoise: nothing is computed twice, and what was done before stays as it is."""
     stages = part(pack, "setevsr_core.stages")
     settings = {**SAMPLING, "length": 3, "overlap": 1, "scene_cuts": "off", **handles}
-    denoise_span, seen = stages.denoise_span, []
+    denoise_span, seen, images = stages.denoise_span, [], clip(7, 64, 64)
 
     def upscale() -> torch.Tensor:
-        return nodes["SeTeVSRUpscaleImages"].execute(clip(7), "none needed", 2.0, **{**settings, "tile": 32}).result[0]
+        return nodes["SeTeVSRUpscaleImages"].execute(images, "none needed", 4.0, **{**settings, "tile": 32}).result[0]
 
-    segments, _ = nodes["SeTeVSRSplitSegments"].execute(clip(7), 2.0, 3, 1, "off").result
+    segments, _ = nodes["SeTeVSRSplitSegments"].execute(images, 4.0, 3, 1, "off").result
     (encoded,) = nodes["SeTeVSREncodeLatents"].execute(segments, handles["vae"]).result
 
     def denoise() -> torch.Tensor:
@@ -552,7 +550,7 @@ def test_smaller_tiles_keep_what_was_finished_in_memory(
         expected = work()
         with monkeypatch.context() as patch:
             patch.setattr(stages, "denoise_span", scarce)
-            assert torch.equal(work(), expected)
+            assert torch.equal(work()[:2], expected[:2])
         assert seen == [(32, 0), (32, 2), (16, 2), (16, 4)]
         seen.clear()
 
