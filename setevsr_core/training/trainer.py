@@ -66,10 +66,9 @@ class TrainSettings:
         for name in ("steps", "batch", "crop", "frames", "accumulate", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}, it must be at least 1")
-        for name in ("learning_rate", "minutes"):
-            if not getattr(self, name) > 0:
-                raise SettingsError(f"{name} is {getattr(self, name):g}, it must be more than 0")
-        for name in ("seed", "warmup", "sharpen"):
+        if not self.minutes > 0:
+            raise SettingsError(f"minutes is {self.minutes:g}, it must be more than 0")
+        for name in ("learning_rate", "seed", "warmup", "sharpen"):
             if not getattr(self, name) >= 0:
                 raise SettingsError(f"{name} is {getattr(self, name):g}, it must be 0 or more")
         for name in ("ema_decay", "decay_from"):
