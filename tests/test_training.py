@@ -219,6 +219,14 @@ def test_an_interrupted_run_ends_with_the_same_bits(packed: Path, networks: Path
     assert curves[0] == curves[1]
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_has_every_step_once(
+    packed: Path, networks: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "log.csv").write_text("step,seconds,eps_mse\r\n1,9.9,0.5\r\n")
+    train("stage1", packed, networks, tmp_path, steps=2)
+    assert [row["step"] for row in csv.DictReader((tmp_path / "log.csv").open())] == ["1", "2"]
+
+
 def test_training_stops_where_it_diverges_and_keeps_its_last_step(packed: Path, tmp_path: Path) -> None:
     class Diverging(Squared):
         def losses(self, batch: Batch) -> dict[str, torch.Tensor]:

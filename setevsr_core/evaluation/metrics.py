@@ -80,6 +80,8 @@ def warping_error(clip: Tensor, truth: Tensor) -> float:
     Flow and visibility come from the truth (DIS optical flow), so that all methods are measured on the same pixels.
     """
     check_pair(clip, truth)
+    if len(clip) < 2:
+        return 0.0
     errors = []
     for i in range(len(clip) - 1):
         before, after, true_before, true_after = (frame.float().permute(2, 0, 1)[None]
@@ -87,7 +89,7 @@ def warping_error(clip: Tensor, truth: Tensor) -> float:
         flow, visible = motion_back(true_before, true_after, "MEDIUM", "the warping error")
         difference = (warp(before, flow) - after).abs().mean(1, keepdim=True)
         errors.append(255 * float(difference[visible].mean()) if visible.any() else 0.0)
-    return sum(errors) / max(len(errors), 1)
+    return sum(errors) / len(errors)
 
 
 def mean_distance(distance: FrameDistance, result: Tensor, truth: Tensor) -> float:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
-from .trainer import TrainSettings
+from .trainer import Bounds, TrainSettings, check_bounds
 
 CONFIGS = Path(__file__).parent / "configs"
 FILES = ("vae", "denoiser", "semantic", "vgg", "text")
 """Options that name a file; each may be left out where the stage does not need it."""
 
-LEAST = {"draws": 1, "lpips_images": 1} | dict.fromkeys(
-    ("lpips_patch", "l1_weight", "lpips_weight", "latent_weight", "gan_weight", "gan_start", "refine", "teacher_steps",
-     "lr_share"), 0)
-"""The smallest values of the stages' own options; those of the loop are checked by `TrainSettings`."""
+BOUNDS: Bounds = {
+    **dict.fromkeys(("draws", "lpips_images"), (1, math.inf)),
+    **dict.fromkeys(("l1_weight", "lpips_weight", "latent_weight", "gan_weight", "gan_start", "lpips_patch", "refine",
+                     "teacher_steps"), (0, math.inf)),
+    "lr_share": (0, 1),
+}  # fmt: skip
+"""Smallest and largest values of the stages' own options; those of the loop are in `trainer.BOUNDS`."""
 
 
 def merged_options(stage: str, size: str, given: Mapping[str, Any], config: Path | None = None) -> argparse.Namespace:
@@ -38,11 +42,7 @@ def merged_options(stage: str, size: str, given: Mapping[str, Any], config: Path
                             f"{', '.join(sorted(values))}")
     own = {name: Path(value) if name in FILES and value is not None else value for name, value in own.items()}
     values |= {**own, **given}
-    for name, least in LEAST.items():
-        if not values[name] >= least:
-            raise SettingsError(f"{name} is {values[name]:g}, it must be {least} or more")
-    if values["lr_share"] > 1:
-        raise SettingsError(f"lr_share is {values['lr_share']:g}, it must lie in 0..1")
+    check_bounds(values, BOUNDS)
     return argparse.Namespace(**values, stage=stage, size=size)
 
 

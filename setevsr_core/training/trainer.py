@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +28,22 @@ from .processes import Processes
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+Bounds = dict[str, tuple[float, float]]
+BOUNDS: Bounds = {
+    **dict.fromkeys(("steps", "batch", "crop", "frames", "accumulate", "save_every", "log_every"), (1, math.inf)),
+    **dict.fromkeys(("learning_rate", "seed", "warmup", "sharpen"), (0, math.inf)),
+    **dict.fromkeys(("ema_decay", "decay_from"), (0, 1)),
+}
+"""Smallest and largest values of the loop's settings."""
+
+
+def check_bounds(values: Mapping[str, Any], bounds: Bounds) -> None:
+    """SettingsError for the first value that lies outside."""
+    for name, (least, most) in bounds.items():
+        if not least <= values[name] <= most:
+            wanted = f"be at least {least}" if most == math.inf else f"lie in {least}..{most}"
+            raise SettingsError(f"{name} is {values[name]:g}, it must {wanted}")
 
 
 @dataclass(frozen=True)
@@ -63,17 +80,9 @@ class TrainSettings:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "crop", "frames", "accumulate", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        check_bounds(vars(self), BOUNDS)
         if not self.minutes > 0:
             raise SettingsError(f"minutes is {self.minutes:g}, it must be more than 0")
-        for name in ("learning_rate", "seed", "warmup", "sharpen"):
-            if not getattr(self, name) >= 0:
-                raise SettingsError(f"{name} is {getattr(self, name):g}, it must be 0 or more")
-        for name in ("ema_decay", "decay_from"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"{name} is {getattr(self, name):g}, it must lie in 0..1")
         if self.precision not in PRECISIONS:
             raise SettingsError(f"precision is '{self.precision}', choose {', '.join(PRECISIONS)}")
 
@@ -190,6 +199,8 @@ class Trainer:
         Errors: SettingsError where a process finds another state than the first one in the folder.
         """
         self._resume()
+        if self.processes.main:
+            self._forget_later_rows()
         if self.processes.from_first(self.step) != self.step:
             raise SettingsError(f"the processes of this training do not see the same {self.folder}: give --out on a "
                                 "folder that all machines share")
@@ -309,18 +320,20 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.stage.load_state(state["stage"])
         self.step, self.seconds = state["step"], state["seconds"]
-        if self.processes.main:
-            self._forget_later_rows()
         log.info("%s resumes at step %d", self.stage.name, self.step)
 
     def _forget_later_rows(self) -> None:
         """Take out of the curves what a killed run logged after its last checkpoint: those steps come again."""
         path = self.folder / "log.csv"
-        if path.exists():
-            header, *rows = path.read_text(encoding="utf-8").splitlines() or [""]
-            whole = [row for row in rows if row.count(",") == header.count(",")]
-            kept = [row for row in whole if int(row.partition(",")[0]) <= self.step]
+        if not path.exists():
+            return
+        header, *rows = path.read_text(encoding="utf-8").splitlines() or [""]
+        whole = [row for row in rows if row.count(",") == header.count(",")]
+        kept = [row for row in whole if int(row.partition(",")[0]) <= self.step]
+        if kept:
             write_atomically(path, "".join(f"{row}\r\n" for row in (header, *kept)).encode())
+        else:  # nothing was saved before the kill
+            path.unlink()
 
     @torch.no_grad()
     def _strip(self) -> None:

@@ -2,8 +2,8 @@
 
 Noise, grain and the traces of compression change from frame to frame, what was filmed does not. What a network would
 take for detail in one frame, and for other detail in the next, is quieter once each frame is averaged with its
-neighbours along the motion. The motion is that of dense optical flow (`motion`); a neighbour
-counts where it still looks alike after it was moved, so that nothing trails behind what moves or appears.
+neighbours along the motion, found by dense optical flow (`motion`). A neighbour counts where it still looks alike after
+it was moved, so that nothing trails behind what moves or appears.
 """
 
 from __future__ import annotations
