@@ -91,6 +91,7 @@ class StitchSegments(io.ComfyNode):
 
     @classmethod
     def execute(cls, segments: SegmentSet, colour: str = "wavelet", steady_result: int = 2) -> io.NodeOutput:
+        from ..setevsr_core.streaming import fill
         from ..setevsr_core.video.stitch import Stitcher
         from .progress import NodeProgress
 
@@ -98,20 +99,17 @@ class StitchSegments(io.ComfyNode):
         progress, stitcher = NodeProgress(), Stitcher()
         frames = segments.frames
         images = torch.empty((len(frames), *segments.size, frames.shape[-1]), **compat.intermediate_options())
-        filled = 0
 
-        def fill(block: torch.Tensor) -> None:
-            nonlocal filled
-            images[filled : filled + len(block)] = block
-            filled += len(block)
+        def blocks() -> Iterator[torch.Tensor]:
+            for number, (span, picture) in enumerate(zip(segments.spans, pictures, strict=True), 1):
+                part = frames[span.start : span.stop]
+                with compat.readable_memory_error("lower 'length' of Split Segments, or choose 'none' for 'colour'."):
+                    finished = finish_span(picture, part, segments, colour, steady_result)
+                yield stitcher.push(span, finished)
+                progress.count(number, len(segments.spans))
+            yield stitcher.finish()
 
-        for number, (span, picture) in enumerate(zip(segments.spans, pictures, strict=True), 1):
-            part = frames[span.start : span.stop]
-            with compat.readable_memory_error("lower 'length' of Split Segments, or choose 'none' for 'colour'."):
-                finished = finish_span(picture, part, segments, colour, steady_result)
-            fill(stitcher.push(span, finished))
-            progress.count(number, len(segments.spans))
-        fill(stitcher.finish())
+        fill(images, blocks())
         return io.NodeOutput(images)
 
 

@@ -111,6 +111,7 @@ class UpscaleImages(io.ComfyNode):
         video_info: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
+        from ..setevsr_core.streaming import fill
         from ..setevsr_core.video.resize import target_size
         from .progress import NodeProgress
 
@@ -121,14 +122,11 @@ class UpscaleImages(io.ComfyNode):
         progress = NodeProgress()
 
         def restore(restorer: Any, settings: dict[str, Any]) -> None:
-            filled = 0
             blocks = restorer.stream(
                 images, num_frames=len(images), **settings,
                 progress=progress.report, check_cancel=compat.check_interrupt,
             )  # fmt: skip
-            for block in blocks:
-                result[filled : filled + len(block)] = block
-                filled += len(block)
+            fill(result, blocks)  # in ComfyUI's type at once, which may be half as wide
 
         run_restorer(restore, size, preset=preset, scale=scale, **values)
         return io.NodeOutput(result, audio, video_info)

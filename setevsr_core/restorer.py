@@ -19,7 +19,7 @@ from .progress import Progress, SegmentProgress
 from .sampling.loop import text_for
 from .segment_run import SegmentRun, reads_semantics
 from .settings import RestoreSettings, resolve_settings
-from .streaming import FROM_START, Resume, restored_blocks
+from .streaming import FROM_START, Resume, fill, restored_blocks
 from .video.resize import target_size
 
 
@@ -121,10 +121,7 @@ class Restorer:
         count, height, width, channels = frames.shape
         size = target_size(height, width, settings.scale)
         result = torch.empty((count, *size, channels), dtype=torch.float32, device=frames.device)
-        filled = 0
-        for block in self._blocks(frames, settings, count, text, progress, check_cancel):
-            result[filled : filled + len(block)] = block
-            filled += len(block)
+        fill(result, self._blocks(frames, settings, count, text, progress, check_cancel))
         return result
 
     def stream(

@@ -63,6 +63,14 @@ def restored_blocks(
         yield finished
 
 
+def fill(result: Tensor, blocks: Iterable[Tensor]) -> None:
+    """Put the blocks (k,sH,sW,C) one after the other into `result` (N,sH,sW,C), in its type and on its device."""
+    filled = 0
+    for block in blocks:
+        result[filled : filled + len(block)] = block
+        filled += len(block)
+
+
 def _due(frames: Iterable[Tensor], settings: RestoreSettings, resume: Resume) -> Segments:
     """The segments that are still to be computed, their frames steadied if the settings say so."""
     return steady_spans(_due_windows(frames, settings, resume), settings.steady)
