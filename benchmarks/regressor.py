@@ -27,7 +27,7 @@ from setevsr_core.training.losses import PerceptualLoss
 from setevsr_core.training.options import recorded
 from setevsr_core.training.processes import Processes
 from setevsr_core.training.trainer import PRECISIONS, Batch, Stage, Trainer, TrainSettings
-from setevsr_core.training.vae_stages import PixelLoss, enlarge
+from setevsr_core.training.vae_stages import Adversary, PictureStage, PixelLoss, enlarge
 
 WIDTH, CONVOLUTIONS = 128, 32
 """Give 4.8 million weights; nano's decoder has 4.8."""
@@ -52,14 +52,14 @@ def compact(width: int = WIDTH, convolutions: int = CONVOLUTIONS, scale: int = 4
     return network
 
 
-class RegressorStage(Stage):
+class RegressorStage(PictureStage):
     """One picture in, one picture out; the losses of the stage `vae` without latents."""
 
     name = "regressor"
 
-    def __init__(self, network: nn.Module, pixel_loss: PixelLoss):
-        self.network, self.pixel_loss = network, pixel_loss
-        self.networks = {"regressor": network}
+    def __init__(self, network: nn.Module, pixel_loss: PixelLoss, adversary: Adversary | None = None):
+        super().__init__({"regressor": network}, pixel_loss, adversary)
+        self.network = network
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.network.parameters())
@@ -69,7 +69,7 @@ class RegressorStage(Stage):
         return self.network((lr + 1) / 2).float() * 2 - 1
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        return self.pixel_loss(self.predict(batch.lr), batch.hr, batch)
+        return self.picture_losses(self.predict(batch.lr), batch)
 
     @torch.no_grad()
     def finish(self, next_batch: Any) -> dict[str, Any]:
@@ -105,6 +105,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--l1-weight", type=float, default=1.0)
     parser.add_argument("--lpips-weight", type=float, default=1.0, help="0 trains by L1 alone")
     parser.add_argument("--lpips-patch", type=int, default=64, help="side of LPIPS' random windows")
+    parser.add_argument("--gan-weight", type=float, default=0.0, help="of a patch discriminator, 0 for none")
+    parser.add_argument("--gan-channels", type=int, default=48)
+    parser.add_argument("--ema-decay", type=float, default=0.999)
     parser.add_argument("--sharpen", type=float, default=0.0, help="unsharp mask on the clean frames, as nano had it")
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--convolutions", type=int, default=CONVOLUTIONS)
@@ -116,8 +119,8 @@ def main(argv: list[str] | None = None) -> None:
 
     settings = TrainSettings(
         steps=args.steps, batch=args.batch, crop=args.crop, frames=1, learning_rate=args.learning_rate, seed=args.seed,
-        decay_from=args.decay_from, precision=args.precision, device=args.device, minutes=args.minutes,
-        sharpen=args.sharpen,
+        decay_from=args.decay_from, ema_decay=args.ema_decay, precision=args.precision, device=args.device,
+        minutes=args.minutes, sharpen=args.sharpen,
     )  # fmt: skip
     data, processes = PackedDataset(args.pack), Processes(args.device)
     torch.manual_seed(args.seed)
@@ -128,7 +131,11 @@ def main(argv: list[str] | None = None) -> None:
         network.load_state_dict(load_file(args.start))
     perceptual = PerceptualLoss(args.vgg).to(processes.device) if args.lpips_weight else None
     loss = PixelLoss(perceptual, args.lpips_weight, args.batch, args.lpips_patch, args.l1_weight)
-    record = Trainer(RegressorStage(network, loss), data, settings, args.out, save, processes, recorded(args)).run()
+    adversary = None
+    if args.gan_weight:
+        adversary = Adversary(args.gan_weight, 0, args.learning_rate, processes.device, args.gan_channels)
+    stage = RegressorStage(network, loss, adversary)
+    record = Trainer(stage, data, settings, args.out, save, processes, recorded(args)).run()
     weights = sum(p.numel() for p in network.parameters())
     print(f"{args.out / 'regressor.safetensors'}: {weights / 1e6:.2f} million weights, {record['steps']} steps in "
           f"{record['seconds']} s, L1 {record['final_l1']:.4f}")

@@ -22,7 +22,7 @@ from .registry import COMPONENTS, VAE, find
 
 log = logging.getLogger(__name__)
 
-ADDED = (".temporal_convs.", ".fusion_layer_", ".refinement.")
+ADDED = (".temporal_convs.", ".fusion_layer_", ".trunk.", ".refinement.")
 
 
 def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None = None, device: Any = "cpu",
@@ -95,6 +95,7 @@ def _read_config(shapes: Shapes) -> VAEConfig:
     }
     if sizes["patch"] > 1:  # only our own VAEs fold pixels, and only they may lack the last norm
         sizes["residual"] = "decoder.conv_norm_out.weight" not in shapes
+    sizes["trunk"] = count(shapes, "decoder.trunk.")
     if "decoder.refinement.conv1.weight" in shapes:
         sizes["refine"] = shapes["decoder.refinement.conv1.weight"][0]
     if fusion:

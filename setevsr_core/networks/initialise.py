@@ -8,12 +8,12 @@ from torch import nn
 from .semantic_attention import SemanticAttention
 from .temporal_spatial import TemporalSpatialAwareness
 from .temporal_transformer import TemporalTransformer
-from .temporal_vae import Refinement, TemporalVAE
+from .temporal_vae import PlainBlock, Refinement, TemporalVAE
 
 
 @torch.no_grad()
 def zero_new_modules(network: nn.Module) -> None:
-    """Zero the output layers of SeAM, temporal transformer, TSAM and refinement: the network equals its baseline."""
+    """Zero what SeAM, temporal transformer, TSAM, trunk and refinement end with: the network equals its baseline."""
     for module in network.modules():
         if isinstance(module, SemanticAttention):
             outputs = [module.attn.to_out[0]]
@@ -21,7 +21,7 @@ def zero_new_modules(network: nn.Module) -> None:
             outputs = [module.proj_out]
         elif isinstance(module, TemporalSpatialAwareness):
             outputs = [module.mlp_out]
-        elif isinstance(module, Refinement):
+        elif isinstance(module, (PlainBlock, Refinement)):
             outputs = [module.conv2]
         else:
             continue

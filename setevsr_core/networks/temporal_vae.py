@@ -29,6 +29,8 @@ class VAEConfig(Config):
     fusion_levels: encoder levels, finest = 0, whose outputs are tapped and fused; growth: width of the dense blocks.
     residual: the decoder predicts what the encoder's pixels lack; the folded pixels ride along with the finest
     feature. A small decoder then learns detail from its first step on, instead of learning to copy.
+    trunk: plain residual blocks (no norm) of the decoder after the last fusion, on the grid of the folds. There most of
+    a small decoder's detail is made: with `patch` equal to the enlargement it is the grid of the low-resolution frame.
     refine: channels of a residual refinement at full resolution, after the unfolding (0 for none). Pixels that lie in
     one fold come from different channels of one convolution; only here are they neighbours, so only here can a
     pattern of the fold's period be smoothed.
@@ -46,6 +48,7 @@ class VAEConfig(Config):
     fusion_levels: tuple[int, ...] = (1, 2)
     growth: int = 32
     residual: bool = False
+    trunk: int = 0
     refine: int = 0
     descreen: bool = False
     sharpen: float = 0.0
@@ -245,6 +248,19 @@ class DecoderLevel(nn.Module):
         return x
 
 
+class PlainBlock(nn.Module):
+    """x + conv(SiLU(conv(x))), as EDSR's: detail wants no norm. `conv2` starts at zero, as in `Refinement`."""
+
+    def __init__(self, channels: int, *, ops: Any = nn, dtype: torch.dtype | None = None, device: Any = None):
+        super().__init__()
+        kw = {"padding": 1, "dtype": dtype, "device": device}
+        self.conv1 = ops.Conv2d(channels, channels, 3, **kw)
+        self.conv2 = ops.Conv2d(channels, channels, 3, **kw)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.silu(self.conv1(x)))
+
+
 class Refinement(nn.Module):
     """Pixels + f(pixels, what the decoder unfolds for it), two convolutions at full resolution.
 
@@ -284,6 +300,7 @@ class Decoder(nn.Module):
         # The numbers in these names count levels from the finest, as the released checkpoints do.
         for level in config.fusion_levels:
             self.add_module(f"fusion_layer_{level}", Fusion(channels[level], config.growth, **kw))
+        self.trunk = nn.Sequential(*(PlainBlock(channels[0], **kw) for _ in range(config.trunk)))
         # A residual decoder has no last norm: while its corrections are still bad, training would silence them all by
         # one huge activation in a corner, which the norm spreads over the frame, and never come back from there.
         self.conv_norm_out = nn.Identity() if config.residual else ops.GroupNorm(
@@ -307,7 +324,7 @@ class Decoder(nn.Module):
                 x = getattr(self, f"fusion_layer_{level}")(feature, x, fusion)
             for upsample in block.upsamplers:  # type: ignore[union-attr]
                 x = upsample(x)
-        hidden = F.silu(self.conv_norm_out(x))
+        hidden = F.silu(self.conv_norm_out(self.trunk(x)))
         x = self.conv_out(hidden)
         pixels = F.pixel_shuffle(x if base is None else x + base, self.config.patch)
         return self.refinement(pixels, hidden) if self.config.refine else pixels

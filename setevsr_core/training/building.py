@@ -70,8 +70,8 @@ def _build(options: argparse.Namespace, device: torch.device) -> Stage:
     if options.stage == "semantic":
         return SemanticStage(_semantic(options, device), VGGTeacher(options.vgg, device))
     path = _needed(options, "vae")
-    adds = options.stage == "decoder" and isinstance(path, Path)
-    vae = _with_new_layers(path, options.refine, device) if adds else load("vae", path, device)
+    adds = isinstance(path, Path) and (options.stage == "decoder" or options.stage == "turbo" and options.with_decoder)
+    vae = _with_new_layers(path, options, device) if adds else load("vae", path, device)
     encoder = load("semantic", options.semantic, device) if options.semantic else None
     if encoder is not None:
         encoder.requires_grad_(False)
@@ -159,17 +159,19 @@ def read_text(path: Path, width: int) -> torch.Tensor:
     return tensors[0].float().reshape(1, -1, width)
 
 
-def _with_new_layers(path: Path, refine: int, device: torch.device) -> TemporalVAE:
-    """The VAE of a file with the layers that the stage `decoder` is there to train.
+def _with_new_layers(path: Path, options: argparse.Namespace, device: torch.device) -> TemporalVAE:
+    """The VAE of a file with the layers that the decoder's training is there for.
 
-    SD 2.1's lacks temporal and fusion layers; a refinement of `refine` channels is added where one is asked for.
+    SD 2.1's lacks temporal and fusion layers; a longer trunk and a refinement are added where they are asked for.
     """
     found = checkpoints.load_temporal_vae(path, device="meta").config
     changes: dict[str, Any] = {} if found.temporal else {"temporal": True}
     if not found.fusion_levels:
         changes["fusion_levels"] = VAEConfig.sd21().fusion_levels
-    if refine and not found.refine:
-        changes["refine"] = refine
+    if options.trunk > found.trunk:
+        changes["trunk"] = options.trunk
+    if options.refine and not found.refine:
+        changes["refine"] = options.refine
     return checkpoints.load_temporal_vae(path, dtype=torch.float32, device=device, changes=changes)
 
 
@@ -179,7 +181,8 @@ def _rollout_stage(options: argparse.Namespace, vae: TemporalVAE, encoder: Seman
     denoiser = _with_text(load("denoiser", path, device), options)
     losses = (_pixel_loss(options, device), _adversary(options, device))
     common: dict[str, Any] = {"strength": options.strength, "steps": tuple(options.rollout_steps),
-                              "lr_share": options.lr_share, "everything": options.everything}
+                              "lr_share": options.lr_share, "everything": options.everything,
+                              "flow_weight": options.flow_weight}
     if options.stage == "decoder":
         return DecoderStage(vae, denoiser, encoder, *losses, **common)
     teacher = _with_text(load("denoiser", path, device), options) if options.teacher_steps else None
@@ -197,7 +200,7 @@ def _pixel_loss(options: argparse.Namespace, device: torch.device) -> PixelLoss:
 def _adversary(options: argparse.Namespace, device: torch.device) -> Adversary | None:
     if not options.gan_weight:
         return None
-    return Adversary(options.gan_weight, options.gan_start, options.learning_rate, device)
+    return Adversary(options.gan_weight, options.gan_start, options.learning_rate, device, options.gan_channels)
 
 
 def _needed(options: argparse.Namespace, name: str) -> Path:

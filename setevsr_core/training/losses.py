@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 
 from ..errors import CheckpointError, require
 from ..video.motion import motion_back, warp
@@ -78,15 +79,18 @@ def load_backbone(net: nn.Module, weights: Path) -> None:
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN: three strided convolutions and a score per patch (MGLD-VSR's decoder training)."""
+    """PatchGAN: three strided convolutions and a score per patch (MGLD-VSR's decoder training).
+
+    Spectral normalisation bounds how steep its scores are, so that a wide one does not run away from the generator.
+    """
 
     def __init__(self, channels: int = 48):
         super().__init__()
         widths = [3, channels, 2 * channels, 4 * channels]
         layers: list[nn.Module] = []
         for i in range(3):
-            layers += [nn.Conv2d(widths[i], widths[i + 1], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
+            layers += [spectral_norm(nn.Conv2d(widths[i], widths[i + 1], 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1)))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.layers(pixels)

@@ -18,9 +18,9 @@ FILES = ("vae", "denoiser", "semantic", "vgg", "text")
 """Options that name a file; each may be left out where the stage does not need it."""
 
 BOUNDS: Bounds = {
-    **dict.fromkeys(("draws", "lpips_images"), (1, math.inf)),
-    **dict.fromkeys(("l1_weight", "lpips_weight", "latent_weight", "gan_weight", "gan_start", "lpips_patch", "refine",
-                     "teacher_steps"), (0, math.inf)),
+    **dict.fromkeys(("draws", "lpips_images", "gan_channels"), (1, math.inf)),
+    **dict.fromkeys(("l1_weight", "lpips_weight", "latent_weight", "flow_weight", "gan_weight", "gan_start",
+                     "lpips_patch", "trunk", "refine", "teacher_steps"), (0, math.inf)),
     "lr_share": (0, 1),
 }  # fmt: skip
 """Smallest and largest values of the stages' own options; those of the loop are in `trainer.BOUNDS`."""

@@ -16,7 +16,7 @@ from ..networks.semantic_encoder import SemanticEncoder
 from ..networks.temporal_vae import TemporalVAE
 from ..sampling import schedules
 from .losses import flow_consistency, temporal_difference
-from .trainer import Batch, learn_alone
+from .trainer import Batch, Curves, learn_alone
 from .vae_stages import Adversary, PictureStage, PixelLoss, enlarge
 
 
@@ -46,8 +46,8 @@ class RolloutStage(PictureStage):
     def __init__(self, vae: TemporalVAE, denoiser: Denoiser, encoder: SemanticEncoder | None, pixel_loss: PixelLoss,
                  adversary: Adversary | None, *, lr_share: float, strength: float, steps: tuple[int, ...],
                  difference_weight: float = 0.5, flow_weight: float = 0.5):
-        super().__init__(vae, pixel_loss, adversary)
-        self.denoiser, self.encoder = denoiser, encoder
+        super().__init__({"vae": vae}, pixel_loss, adversary)
+        self.vae, self.denoiser, self.encoder = vae, denoiser, encoder
         self.lr_share, self.runs = lr_share, [schedules.linspace_timesteps(n, strength) for n in steps]
         self.difference_weight, self.flow_weight = difference_weight, flow_weight
 
@@ -100,9 +100,9 @@ class DecoderStage(RolloutStage):
 
     def __init__(self, vae: TemporalVAE, denoiser: Denoiser, encoder: SemanticEncoder | None, pixel_loss: PixelLoss,
                  adversary: Adversary | None = None, *, everything: bool = False, lr_share: float = 0.25,
-                 strength: float = 1.0, steps: tuple[int, ...] = (2, 4)):
+                 strength: float = 1.0, steps: tuple[int, ...] = (2, 4), flow_weight: float = 0.5):
         super().__init__(vae, denoiser, encoder, pixel_loss, adversary, lr_share=lr_share, strength=strength,
-                         steps=steps)
+                         steps=steps, flow_weight=flow_weight)
         self.everything = everything
         denoiser.requires_grad_(False)
         learn_alone(vae, self.parameters())
@@ -133,12 +133,13 @@ class TurboStage(RolloutStage):
     def __init__(self, vae: TemporalVAE, denoiser: Denoiser, encoder: SemanticEncoder | None, pixel_loss: PixelLoss,
                  adversary: Adversary | None = None, *, strength: float = 1.0, steps: tuple[int, ...] = (4,),
                  lr_share: float = 0.25, latent_weight: float = 1.0, pixels: bool = True, with_decoder: bool = False,
-                 everything: bool = False, teacher: Denoiser | None = None, teacher_steps: int = 0):
+                 everything: bool = False, teacher: Denoiser | None = None, teacher_steps: int = 0,
+                 flow_weight: float = 0.5):
         if with_decoder and not pixels:
             raise SettingsError("the decoder cannot learn along from latents alone: give --pixels beside "
                                 "--with-decoder, or leave --with-decoder out")
         super().__init__(vae, denoiser, encoder, pixel_loss, adversary, lr_share=lr_share, strength=strength,
-                         steps=steps)
+                         steps=steps, flow_weight=flow_weight)
         self.latent_weight, self.pixels, self.with_decoder, self.everything = (
             latent_weight, pixels, with_decoder, everything
         )
@@ -175,5 +176,5 @@ class TurboStage(RolloutStage):
         losses = {"latent": self.latent_weight * F.mse_loss(made, target)}
         return losses | (self.clip_losses(self.decode(made, features, batch), batch) if self.pixels else {})
 
-    def after_step(self, batch: Batch, step: int) -> dict[str, float]:
+    def after_step(self, batch: Batch, step: int) -> Curves:
         return super().after_step(batch, step) if self.pixels else {}

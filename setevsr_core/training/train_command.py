@@ -39,10 +39,14 @@ NUMBERS = (
     ("lpips-images", int, "pictures per batch that LPIPS looks at"),
     ("lpips-patch", int, "side of the random window of each that it looks at, in pixels; 0: all of it"),
     ("gan-weight", float, "weight of a patch discriminator, 0 for none"),
+    ("gan-channels", int, "its width: channels after the first of its convolutions"),
     ("gan-start", int, "step from which it counts"),
     ("lr-share", float, "vae, decoder, turbo: share decoded from latents of the degraded frame, without diffusion"),
-    ("refine", int, "decoder: channels of a refinement at full resolution, added where the VAE has none; it smooths "
-                    "the pattern that a VAE which folds pixels leaves on edges"),
+    ("trunk", int, "decoder, turbo with decoder: residual blocks after the last fusion, added where the VAE has fewer"),
+    ("refine", int, "decoder, turbo with decoder: channels of a refinement at full resolution, added where the VAE has "
+                    "none; it smooths the pattern that a VAE which folds pixels leaves on edges"),
+    ("flow-weight", float, "decoder, turbo: weight of the loss along the optical flow; the processor finds the flow, "
+                           "and a GPU waits for it"),
     ("strength", float, "decoder, turbo: strength at which the sampler starts"),
     ("latent-weight", float, "turbo: weight of the loss on latents"),
     ("teacher-steps", int, "turbo: aim at where the unchanged denoiser arrives in so many steps; 0: at the truth"),

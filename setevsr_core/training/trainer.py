@@ -27,6 +27,9 @@ from .processes import Processes
 
 log = logging.getLogger(__name__)
 
+Curves = dict[str, Tensor | float]
+"""Named values of a step. Tensors stay on their device until they are logged: reading one waits for the device."""
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 Bounds = dict[str, tuple[float, float]]
@@ -137,7 +140,7 @@ class Stage(ABC):
         """The networks that a gradient passes, learning or frozen: those whose activations are kept."""
         return list(self.networks.values())
 
-    def after_step(self, batch: Batch, step: int) -> dict[str, float]:
+    def after_step(self, batch: Batch, step: int) -> Curves:
         """For what has an optimiser of its own (a discriminator); returns values for the curves."""
         return {}
 
@@ -188,7 +191,8 @@ class Trainer:
         self.parameters = stage.parameters()
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, betas=(0.9, 0.99))
         ema = require("diffusers.training_utils", "diffusers", "training")
-        self.ema = ema.EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
+        self.ema = ema.EMAModel(self.parameters, decay=settings.ema_decay, use_ema_warmup=True, power=0.75,
+                                foreach=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.step = 0
         self.seconds = 0.0
@@ -216,11 +220,11 @@ class Trainer:
         self._checkpoint()
         return self._finish()
 
-    def _optimise(self) -> dict[str, float]:
+    def _optimise(self) -> Curves:
         progress = max(self.step / self.settings.steps, self.seconds / 60 / self.settings.minutes)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * self._rate(progress)
-        values: dict[str, float] = {}
+        values: Curves = {}
         batch = None
         for part in range(self.settings.accumulate):
             batch = self._batch(self.step, part * self.processes.count + self.processes.rank)
@@ -228,7 +232,7 @@ class Trainer:
                 losses = self.stage.losses(batch)
                 total = torch.stack([loss.float() for loss in losses.values()]).sum() / self.settings.accumulate
             self.scaler.scale(total).backward()
-            values = {name: float(loss.detach()) for name, loss in losses.items()}
+            values = {name: loss.detach() for name, loss in losses.items()}
         self.processes.average(self.parameters)
         self.scaler.unscale_(self.optimizer)
         self._require_finite(nn.utils.clip_grad_norm_(self.parameters, 1.0), values)
@@ -241,7 +245,7 @@ class Trainer:
             values |= self.stage.after_step(batch, self.step)
         return values
 
-    def _require_finite(self, norm: Tensor, values: dict[str, float]) -> None:
+    def _require_finite(self, norm: Tensor, values: Curves) -> None:
         """Stop before a gradient that is no number spoils the weights.
 
         In fp16 some overflow; the scaler skips their step and lowers its scale. Training has diverged where that does
@@ -249,7 +253,7 @@ class Trainer:
         """
         lost = self.scaler.get_scale() < 1 if self.scaler.is_enabled() else not norm.isfinite()
         if lost:
-            said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            said = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
             raise TrainingError(f"training diverged at step {self.step + 1} ({said}): take a lower --learning-rate, or "
                                 f"--precision fp32, and another --out; {self.folder} keeps its last saved step")
 
@@ -276,10 +280,11 @@ class Trainer:
         dtype = self.settings.autocast_dtype
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
-    def _log(self, values: dict[str, float]) -> None:
+    def _log(self, values: Curves) -> None:
         if not self.processes.main:
             return
-        row = {"step": self.step, "seconds": round(self.seconds, 1), **{k: round(v, 6) for k, v in values.items()}}
+        curves = {name: round(float(value), 6) for name, value in values.items()}
+        row = {"step": self.step, "seconds": round(self.seconds, 1), **curves}
         path = self.folder / "log.csv"
         new = not path.exists()
         with path.open("a", newline="") as file:

@@ -18,7 +18,7 @@ from .losses import (
     kl_to_standard_normal,
 )
 from .processes import Processes
-from .trainer import Batch, Stage, learn_alone
+from .trainer import Batch, Curves, Stage, learn_alone
 
 
 def enlarge(lr: Tensor, hr: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def random_windows(prediction: Tensor, target: Tensor, side: int, batch: Batch) 
     height, width = prediction.shape[-2:]
     if not 0 < side < min(height, width):
         return prediction, target
-    drawn = batch.rand(len(prediction), 2).cpu()
+    drawn = torch.rand(len(prediction), 2, generator=batch.generator)  # on the CPU: a GPU would have to be waited for
     room = torch.tensor([height - side + 1, width - side + 1])
     places = [[0, 0]] * len(prediction) if is_fake(drawn) else (drawn * room).long().tolist()
     return tuple(  # type: ignore[return-value]
@@ -67,10 +67,11 @@ def random_windows(prediction: Tensor, target: Tensor, side: int, batch: Batch) 
 class Adversary:
     """A patch discriminator with its own optimiser, whose say starts at `start` steps."""
 
-    def __init__(self, weight: float, start: int, learning_rate: float, device: torch.device | str):
+    def __init__(self, weight: float, start: int, learning_rate: float, device: torch.device | str,
+                 channels: int = 48):
         self.weight, self.start, self.active = weight, start, False
         with torch.device(device):
-            self.network = PatchDiscriminator()
+            self.network = PatchDiscriminator(channels)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate, betas=(0.5, 0.9))
 
     def loss(self, prediction: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class Adversary:
         with torch.autocast(prediction.device.type, enabled=False):
             return hinge_discriminator(self.network(target.float()), self.network(prediction.detach().float()))
 
-    def learn(self, prediction: Tensor, target: Tensor, step: int, processes: Processes) -> dict[str, float]:
+    def learn(self, prediction: Tensor, target: Tensor, step: int, processes: Processes) -> Curves:
         """One step of the discriminator on pictures (N, 3, H, W); returns its loss for the curves."""
         self.active = step >= self.start
         if step < self.start - 100:  # it warms up before its word counts
@@ -94,7 +95,7 @@ class Adversary:
         loss.backward()
         processes.average(self.network.parameters())
         self.optimizer.step()
-        return {"discriminator": float(loss.detach())}
+        return {"discriminator": loss.detach()}
 
     def state(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(),
@@ -109,9 +110,8 @@ class Adversary:
 class PictureStage(Stage):
     """A stage whose losses look at decoded pictures, with an optional discriminator beside them."""
 
-    def __init__(self, vae: TemporalVAE, pixel_loss: PixelLoss, adversary: Adversary | None):
-        self.vae, self.pixel_loss, self.adversary = vae, pixel_loss, adversary
-        self.networks = {"vae": vae}
+    def __init__(self, networks: dict[str, nn.Module], pixel_loss: PixelLoss, adversary: Adversary | None):
+        self.networks, self.pixel_loss, self.adversary = networks, pixel_loss, adversary
         self._last: tuple[Tensor, Tensor] | None = None
 
     def picture_losses(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -122,7 +122,7 @@ class PictureStage(Stage):
             losses["adversarial"] = self.adversary.loss(prediction)
         return losses
 
-    def after_step(self, batch: Batch, step: int) -> dict[str, float]:
+    def after_step(self, batch: Batch, step: int) -> Curves:
         assert self._last is not None
         return self.adversary.learn(*self._last, step, self.processes) if self.adversary else {}
 
@@ -146,7 +146,8 @@ class VAEStage(PictureStage):
 
     def __init__(self, vae: TemporalVAE, pixel_loss: PixelLoss, adversary: Adversary | None = None, *,
                  kl_weight: float = 1e-4, lr_share: float = 0.35, plain_share: float = 0.15):
-        super().__init__(vae, pixel_loss, adversary)
+        super().__init__({"vae": vae}, pixel_loss, adversary)
+        self.vae = vae
         self.kl_weight, self.lr_share, self.plain_share = kl_weight, lr_share, plain_share
         learn_alone(vae, self.parameters())
 
