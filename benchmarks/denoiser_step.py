@@ -2,7 +2,8 @@
 
     python -m benchmarks.denoiser_step [--latent 64] [--frames 5] [--threads N] [--dtype float32] [--repeat 3]
     python -m benchmarks.denoiser_step --count-only
-    python -m benchmarks.denoiser_step --device cuda [--segments 1 2 4] [--profile]
+    python -m benchmarks.denoiser_step --device cuda [--segments 1 2 4]
+    python -m benchmarks.denoiser_step --device cuda --profile
 
 Operations are counted on tensors without data. Times are of random weights (they take about 4 GB in bfloat16), one
 step after a warm-up, in processor seconds divided by threads, so that a busy machine disturbs them little. Each row
@@ -12,7 +13,7 @@ U-Net is diffusers' UNet2DConditionModel with SD 2.1's sizes, on the same latent
 
 On a GPU (in bfloat16) all rows come from this process: the median of ten steps, launched one operation after the other
 and as one CUDA graph, each with latents of its own, and the peak of the allocator, weights included. --segments puts
-so many segments of `--frames` frames into one batch. --profile adds where the GPU's time of a whole step goes.
+so many segments of `--frames` frames into one batch. --profile prints where the GPU's time of a whole step goes.
 """
 
 from __future__ import annotations
@@ -149,14 +150,12 @@ def time_step(config: DenoiserConfig | None, frames: int, latent: int, dtype: to
 
 @torch.no_grad()
 def on_gpu(device: torch.device, dtype: torch.dtype, settings: dict[str, DenoiserConfig], frames: int, latent: int,
-           segments: Sequence[int] = (1,), calls: int = 10, profile: bool = False) -> None:
+           segments: Sequence[int] = (1,), calls: int = 10) -> None:
     """Prints the rows for a GPU, each as soon as it is known: all with the first number of segments, the last of
-    `settings`, which may be profiled, with the others too.
+    `settings` with the others too.
     """
     rate = device_timing.products_rate(device, dtype)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
-    print(f"{frames} frames of {latent}x{latent} latents a segment, {str(dtype).removeprefix('torch.')}, "
-          f"torch {torch.__version__}, {name}\n\nmatrix multiplications of this device: {rate / 1e12:.1f} TFLOP/s\n\n"
+    print(f"matrix multiplications of this device: {rate / 1e12:.1f} TFLOP/s\n\n"
           "| step | segments | TFLOP | eager, ms | CUDA graph, ms | times plain | share of the matrix rate, eager "
           "| CUDA graph | peak memory, GB |\n" + "|---" * 9 + "|", flush=True)
     empty = inputs(frames, latent, "meta", dtype)
@@ -175,8 +174,7 @@ def on_gpu(device: torch.device, dtype: torch.dtype, settings: dict[str, Denoise
             anew = partial(draw_anew, data)
             eager = device_timing.median_seconds(step, device, calls=calls, between=anew)
             peak = device_timing.peak(device)
-            graph = device_timing.median_seconds(device_timing.captured(step, device), device, calls=calls,
-                                                 between=anew)
+            graph = device_timing.captured_seconds(step, device, calls=calls, between=anew)
             quicker = min(eager, graph) / number
             plain = plain or quicker
             shares = [number * flops / seconds / rate for seconds in (eager, graph)]
@@ -187,9 +185,6 @@ def on_gpu(device: torch.device, dtype: torch.dtype, settings: dict[str, Denoise
             if not values.isfinite().all() or not values.std() > 0:
                 print(f"{title}: the step gives values that are not finite, or all the same", flush=True)
             del step, result, values
-    if profile:
-        data = inputs(segments[0] * frames, latent, str(device), dtype)
-        print_profile(torch.inference_mode()(our_step(network, data, segments=segments[0])), device)
 
 
 def draw_anew(data: dict[str, torch.Tensor]) -> None:
@@ -198,8 +193,11 @@ def draw_anew(data: dict[str, torch.Tensor]) -> None:
         data[name].normal_()
 
 
-def print_profile(step: Callable[[], Any], device: torch.device) -> None:
+@torch.no_grad()
+def print_profile(device: torch.device, dtype: torch.dtype, config: DenoiserConfig, frames: int, latent: int) -> None:
     """Prints what one step spends on the device: by kernel, and by the operation that launched it."""
+    network = filled(Denoiser(config, device="meta", dtype=dtype), str(device))
+    step = torch.inference_mode()(our_step(network, inputs(frames, latent, str(device), dtype)))
     kernels, operations = device_timing.profiled(step, device)
     for title, rows, shown in (("kernel", kernels, 25), ("operation", operations, 20)):
         total = sum(seconds for _, _, seconds in rows)
@@ -232,7 +230,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dtype = getattr(torch, args.dtype) if args.dtype else automatic_dtype(device)
     if device.type != "cpu":
         settings = dict(reversed(denoiser_settings().items()))
-        on_gpu(device, dtype, settings, args.frames, args.latent, args.segments, 10 * args.repeat, args.profile)
+        print(f"{args.frames} frames of {args.latent}x{args.latent} latents a segment, "
+              f"{str(dtype).removeprefix('torch.')}, torch {torch.__version__}, {torch.cuda.get_device_name(device)}\n")
+        if args.profile:
+            print_profile(device, dtype, settings["SeTe-VSR"], args.frames, args.latent)
+        else:
+            on_gpu(device, dtype, settings, args.frames, args.latent, args.segments, 10 * args.repeat)
         return
     size = (args.frames, args.latent)
     empty = inputs(*size, "meta", dtype)

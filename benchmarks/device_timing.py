@@ -7,7 +7,9 @@ for a GPU can be tried without one.
 from __future__ import annotations
 
 import gc
+import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -81,6 +83,15 @@ def captured(call: Call, device: torch.device) -> Call:
         return result
 
     return replay
+
+
+def captured_seconds(call: Call, device: torch.device, **options: Any) -> float:
+    """`median_seconds` of the call as a CUDA graph; not a number, with the reason on stderr, where it cannot be one."""
+    try:
+        return median_seconds(captured(call, device), device, **options)
+    except RuntimeError as error:
+        print(f"no CUDA graph: {error}", file=sys.stderr, flush=True)
+        return math.nan
 
 
 def restart_peak(device: torch.device) -> None:

@@ -21,7 +21,7 @@ import gc
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -138,12 +138,17 @@ def on_gpu(device: torch.device, dtype: torch.dtype, latent: int, frames: int, c
     rate = device_timing.products_rate(device, dtype)
     print(f"matrix multiplications of this device: {rate / 1e12:.1f} TFLOP/s\n", flush=True)
     gpu_attention(device, dtype, GPU_ATTENTION)
-    print("\n| work | way | eager, ms | CUDA graph, ms | times less than as it is | s to the first result |\n"
-          "|---|---|---|---|---|---|", flush=True)
     pieces = works(latent, frames, dtype, device)
-    rows = [(name, way) for name in pieces for way in (as_it_is, channels_last)]
+    ways = [(name, way) for name in pieces for way in (as_it_is, channels_last)]
+    gpu_ways(device, pieces, [*ways, *([(next(iter(pieces)), compiled)] if compiling else [])])
+
+
+def gpu_ways(device: torch.device, pieces: dict[str, Any], ways: list[tuple[str, Callable[[nn.Module], None]]]) -> None:
+    """Prints a row for each (piece of work, way)."""
+    print("\n| work | way | eager, ms | CUDA graph, ms | times less | s to the first result |\n"
+          "|---|---|---|---|---|---|", flush=True)
     first: dict[str, float] = {}
-    for name, way in [*rows, *([(next(iter(pieces)), compiled)] if compiling else [])]:
+    for name, way in ways:
         device_timing.restart_peak(device)
         step = torch.inference_mode()(pieces[name](way))
         started = time.perf_counter()
@@ -151,7 +156,7 @@ def on_gpu(device: torch.device, dtype: torch.dtype, latent: int, frames: int, c
         device_timing.restart_peak(device)  # waits for the device
         start = time.perf_counter() - started
         eager = device_timing.median_seconds(step, device)
-        graph = device_timing.median_seconds(device_timing.captured(step, device), device)
+        graph = device_timing.captured_seconds(step, device)
         first.setdefault(name, min(eager, graph))
         print(f"| {name} | {way.__name__.replace('_', ' ')} | {1e3 * eager:.2f} | {1e3 * graph:.2f} "
               f"| {first[name] / min(eager, graph):.2f} | {start:.1f} |", flush=True)
@@ -184,7 +189,7 @@ def works(latent: int, frames: int, dtype: torch.dtype, device: Any = "cpu"
 
 
 @torch.no_grad()
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latent", type=int, help="default: 32, on a GPU 64")
     parser.add_argument("--frames", type=int, default=5)
@@ -193,7 +198,7 @@ def main() -> None:
                         help="default: bfloat16 where the device computes in it")
     parser.add_argument("--without-compile", action="store_true")
     parser.add_argument("--device", default="cpu", help="cuda: the tables of a GPU (default: cpu)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)

@@ -229,7 +229,8 @@ def test_the_table_of_a_step_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(denoiser_step, "plain_unet", Plain)
     monkeypatch.setattr(device_timing, "products_rate", quick_rate)
     monkeypatch.setattr(device_timing, "profiled", lambda *_: ([("gemm", 3, 0.003)], [("aten::mm", 3, 0.004)]))
-    denoiser_step.on_gpu(CPU, torch.float32, {"SeTe-VSR": SMALL}, 2, 8, (1, 2), calls=1, profile=True)
+    denoiser_step.on_gpu(CPU, torch.float32, {"SeTe-VSR": SMALL}, 2, 8, (1, 2), calls=1)
+    denoiser_step.print_profile(CPU, torch.float32, SMALL, 2, 8)
     printed = capsys.readouterr().out
     rows = [line.split(" | ") for line in printed.splitlines() if line.count(" | ") == 8]
     assert [(row[0], row[1]) for row in rows[1:]] == [
