@@ -2,12 +2,18 @@
 
     python -m benchmarks.denoiser_step [--latent 64] [--frames 5] [--threads N] [--dtype float32] [--repeat 3]
     python -m benchmarks.denoiser_step --count-only
+    python -m benchmarks.denoiser_step --device cuda [--segments 1 2 4]
+    python -m benchmarks.denoiser_step --device cuda --profile
 
 Operations are counted on tensors without data. Times are of random weights (they take about 4 GB in bfloat16), one
 step after a warm-up, in processor seconds divided by threads, so that a busy machine disturbs them little. Each row
 comes from a process of its own, whose peak of memory is printed beside it; with --repeat the rows take turns and the
 quickest step of each counts, so that a machine that slows down for a while does not decide between them. The plain
 U-Net is diffusers' UNet2DConditionModel with SD 2.1's sizes, on the same latents as a batch.
+
+On a GPU (in bfloat16) all rows come from this process: the median of ten steps, launched one operation after the other
+and as one CUDA graph, each with latents of its own, and the peak of the allocator, weights included. --segments puts
+so many segments of `--frames` frames into one batch. --profile prints where the GPU's time of a whole step goes.
 """
 
 from __future__ import annotations
@@ -15,7 +21,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +33,7 @@ from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.precision import automatic_dtype
 from setevsr_core.workload import count
 
-from . import process_memory
+from . import device_timing, process_memory
 
 TOKENS, GRID = 77, 64
 MODULES = {
@@ -34,7 +41,13 @@ MODULES = {
     "spade": "SPADE", "temporal_convs": "baseline temporal convolutions",
     "temporal_attentions": "baseline temporal attention",
 }  # fmt: skip
+PLAIN = "plain SD 2.1, diffusers"
 NEW = {"semantic_levels": (), "temporal_sites": "none", "temporal_spatial_sites": "none"}
+
+
+def denoiser_settings() -> dict[str, DenoiserConfig]:
+    return {"SeTe-VSR": DenoiserConfig.sd21(), "lighter": DenoiserConfig.sd21().lighter(),
+            "without the new modules": DenoiserConfig.sd21(**NEW)}
 
 
 def plain_unet(device: str, dtype: torch.dtype) -> Any:
@@ -62,16 +75,22 @@ def filled(network: Any, device: str) -> Any:
 
 def inputs(frames: int, side: int, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     def random(*shape: int) -> torch.Tensor:
-        return torch.empty(shape, device=device, dtype=dtype) if device == "meta" else torch.randn(shape).to(dtype)
+        return torch.randn(shape, device=device).to(dtype)
 
     times = torch.full((frames,), 500, device=device)
     return {"latents": random(frames, 4, side, side), "lr": random(frames, 4, side, side), "times": times,
             "text": random(1, TOKENS, 1024), "semantics": random(frames, 256, GRID, GRID)}
 
 
-def our_step(network: Any, data: dict[str, torch.Tensor], *, cached: bool = True) -> Callable[[], Any]:
+def plain_step(unet: Any, data: dict[str, torch.Tensor]) -> Callable[[], Any]:
+    text = data["text"].expand(len(data["latents"]), -1, -1)
+    return lambda: unet(data["latents"], data["times"], encoder_hidden_states=text)
+
+
+def our_step(network: Any, data: dict[str, torch.Tensor], *, cached: bool = True, segments: int = 1
+             ) -> Callable[[], Any]:
     """LR encoder and U-Net as the sampling loop calls them. cached: keys and values are projected once, outside."""
-    frames, config = len(data["latents"]), network.config
+    frames, config = len(data["latents"]) // segments, network.config
     keys: dict[str, Any] = {"text": data["text"], "semantics": data["semantics"] if config.semantic_levels else None}
     if cached:
         keys = {"text": network.project_text(keys["text"]), "semantics": network.project_semantics(keys["semantics"])}
@@ -123,35 +142,107 @@ def time_step(config: DenoiserConfig | None, frames: int, latent: int, dtype: to
     """Processor seconds by thread, wall seconds and the peak of memory in bytes; config None: the plain U-Net."""
     data = inputs(frames, latent, "cpu", dtype)
     if config is None:
-        network, text = plain_unet("cpu", dtype), data["text"].expand(frames, -1, -1)
-        step = lambda: network(data["latents"], data["times"], encoder_hidden_states=text)  # noqa: E731
+        step = plain_step(plain_unet("cpu", dtype), data)
     else:
         step = our_step(filled(Denoiser(config, device="meta", dtype=dtype), "cpu"), data)
     return *seconds_of(step), process_memory.peak()
 
 
 @torch.no_grad()
-def main() -> None:
-    native = str(automatic_dtype("cpu")).removeprefix("torch.")
+def on_gpu(device: torch.device, dtype: torch.dtype, settings: dict[str, DenoiserConfig], frames: int, latent: int,
+           segments: Sequence[int] = (1,), calls: int = 10) -> None:
+    """Prints the rows for a GPU, each as soon as it is known: all with the first number of segments, the last of
+    `settings` with the others too.
+    """
+    rate = device_timing.products_rate(device, dtype)
+    print(f"matrix multiplications of this device: {rate / 1e12:.1f} TFLOP/s\n\n"
+          "| step | segments | TFLOP | eager, ms | CUDA graph, ms | times plain | share of the matrix rate, eager "
+          "| CUDA graph | peak memory, GB |\n" + "|---" * 9 + "|", flush=True)
+    empty = inputs(frames, latent, "meta", dtype)
+    plain = 0.0  # seconds of a segment
+    network: Any = None
+    for title, config in {PLAIN: None, **settings}.items():
+        network = plain_unet("meta", dtype) if config is None else Denoiser(config, device="meta", dtype=dtype)
+        network.requires_grad_(False)
+        flops = count(plain_step(network, empty) if config is None else our_step(network, empty)).flops
+        network = filled(network, str(device))
+        for number in segments if title == [*settings][-1] else segments[:1]:
+            device_timing.restart_peak(device)
+            data = inputs(number * frames, latent, str(device), dtype)
+            step = torch.inference_mode()(
+                plain_step(network, data) if config is None else our_step(network, data, segments=number))
+            anew = partial(draw_anew, data)
+            eager = device_timing.median_seconds(step, device, calls=calls, between=anew)
+            peak = device_timing.peak(device)
+            graph = device_timing.captured_seconds(step, device, calls=calls, between=anew)
+            quicker = min(eager, graph) / number
+            plain = plain or quicker
+            shares = [number * flops / seconds / rate for seconds in (eager, graph)]
+            print(f"| {title} | {number} | {number * flops / 1e12:.3f} | {1e3 * eager:.2f} | {1e3 * graph:.2f} "
+                  f"| {quicker / plain:.2f} | {shares[0]:.2f} | {shares[1]:.2f} | {peak / 2**30:.2f} |", flush=True)
+            result = step()
+            values = getattr(result, "sample", result)
+            if not values.isfinite().all() or not values.std() > 0:
+                print(f"{title}: the step gives values that are not finite, or all the same", flush=True)
+            del step, result, values
+
+
+def draw_anew(data: dict[str, torch.Tensor]) -> None:
+    """Other noise and other low-resolution latents in the same memory."""
+    for name in ("latents", "lr"):
+        data[name].normal_()
+
+
+@torch.no_grad()
+def print_profile(device: torch.device, dtype: torch.dtype, config: DenoiserConfig, frames: int, latent: int) -> None:
+    """Prints what one step spends on the device: by kernel, and by the operation that launched it."""
+    network = filled(Denoiser(config, device="meta", dtype=dtype), str(device))
+    step = torch.inference_mode()(our_step(network, inputs(frames, latent, str(device), dtype)))
+    kernels, operations = device_timing.profiled(step, device)
+    for title, rows, shown in (("kernel", kernels, 25), ("operation", operations, 20)):
+        total = sum(seconds for _, _, seconds in rows)
+        launches = sum(number for _, number, _ in rows)
+        print(f"\n{title}s of one step: {1e3 * total:.2f} ms, {launches} calls\n\n| ms | share | calls | {title} |\n"
+              "|---|---|---|---|")
+        for name, number, seconds in rows[:shown]:
+            print(f"| {1e3 * seconds:.3f} | {100 * seconds / total:.1f} % | {number} | {name[:110]} |")
+    sys.stdout.flush()
+
+
+@torch.no_grad()
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latent", type=int, default=64)
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=native,
-                        help="default: bfloat16 where the processor computes in it")
-    parser.add_argument("--repeat", type=int, default=1, help="steps of each row, by turns; the quickest counts")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"),
+                        help="default: bfloat16 where the device computes in it")
+    parser.add_argument("--repeat", type=int, default=1,
+                        help="steps of each row, by turns; the quickest counts (GPU: the median of ten times as many)")
     parser.add_argument("--count-only", action="store_true", help="operations only, no times")
-    args = parser.parse_args()
+    parser.add_argument("--device", default="cpu", help="cuda: the table of a GPU (default: cpu)")
+    parser.add_argument("--segments", type=int, nargs="+", default=[1], help="GPU: segments in one batch, one row each")
+    parser.add_argument("--profile", action="store_true", help="GPU: where the time of a whole step goes")
+    args = parser.parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    dtype = getattr(torch, args.dtype)
+    device = torch.device(args.device)
+    dtype = getattr(torch, args.dtype) if args.dtype else automatic_dtype(device)
+    if device.type != "cpu":
+        settings = dict(reversed(denoiser_settings().items()))
+        print(f"{args.frames} frames of {args.latent}x{args.latent} latents a segment, "
+              f"{str(dtype).removeprefix('torch.')}, torch {torch.__version__}, {torch.cuda.get_device_name(device)}\n")
+        if args.profile:
+            print_profile(device, dtype, settings["SeTe-VSR"], args.frames, args.latent)
+        else:
+            on_gpu(device, dtype, settings, args.frames, args.latent, args.segments, 10 * args.repeat)
+        return
     size = (args.frames, args.latent)
     empty = inputs(*size, "meta", dtype)
     full = Denoiser(DenoiserConfig.sd21(), device="meta", dtype=dtype).requires_grad_(False)
     unet = plain_unet("meta", dtype)
-    text = empty["text"].expand(args.frames, -1, -1)
-    plain_flops = count(lambda: unet(empty["latents"], empty["times"], encoder_hidden_states=text)).flops
-    shown = f"{args.frames} frames of {args.latent}x{args.latent} latents, {args.dtype}"
+    plain_flops = count(plain_step(unet, empty)).flops
+    shown = f"{args.frames} frames of {args.latent}x{args.latent} latents, {str(dtype).removeprefix('torch.')}"
     print(f"{shown}, torch {torch.__version__}, {torch.get_num_threads()} threads")
 
     cached, uncached = (count(our_step(full, empty, cached=c)).flops for c in (True, False))
@@ -165,8 +256,7 @@ def main() -> None:
     print(f"\nkeys and values of text and semantics, projected once instead of every step: "
           f"{(uncached - cached) / 1e12:.3f} TFLOP, {100 * (uncached - cached) / uncached:.1f} % of a step", flush=True)
     print("\n| setting | TFLOP | times plain |\n|---|---|---|")
-    settings = {"SeTe-VSR": DenoiserConfig.sd21(), "lighter": DenoiserConfig.sd21().lighter(),
-                "without the new modules": DenoiserConfig.sd21(**NEW)}  # fmt: skip
+    settings = denoiser_settings()
     flops = {}
     for title, config in settings.items():
         network = Denoiser(config, device="meta", dtype=dtype).requires_grad_(False)
@@ -179,14 +269,13 @@ def main() -> None:
     print("| step | TFLOP | processor s by thread | wall s | times plain | share of the matrix rate "
           "| peak memory, GB |")
     print("|---|---|---|---|---|---|---|")
-    plain = "plain SD 2.1, diffusers"
-    flops[plain] = plain_flops
-    rows: dict[str, list[tuple[float, float, float]]] = {plain: [], **{title: [] for title in reversed(settings)}}
+    flops[PLAIN] = plain_flops
+    rows: dict[str, list[tuple[float, float, float]]] = {PLAIN: [], **{title: [] for title in reversed(settings)}}
     for _ in range(args.repeat):
         for title, seen in rows.items():
             seen.append(process_memory.in_own_process(args.threads, time_step, settings.get(title), *size, dtype))
             print(f"{title}: {seen[-1][0]:.2f} s", file=sys.stderr, flush=True)
-    first, _, _ = min(rows[plain])
+    first, _, _ = min(rows[PLAIN])
     for title, seen in rows.items():
         work, wall, peak = min(seen)
         print(f"| {title} | {flops[title] / 1e12:.3f} | {work:.2f} | {wall:.2f} | {work / first:.2f} | "

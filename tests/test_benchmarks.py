@@ -13,12 +13,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from benchmarks import ablation, measuring, regressor, sampling, steadying, tiles
+from benchmarks import ablation, denoiser_step, device_timing, kernels, measuring, regressor, sampling, steadying, tiles
 from setevsr_core import Restorer
 from setevsr_core.checkpoints.presets import preset_folder
 from setevsr_core.errors import InputError, SettingsError
 from setevsr_core.evaluation.datasets import Clip
 from setevsr_core.evaluation.methods import parse_method
+from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
+from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.trainer import Batch
 from setevsr_core.training.vae_stages import PixelLoss
@@ -191,3 +193,86 @@ def test_clean_frames_are_reduced_to_the_size_of_the_degraded_ones() -> None:
     reduced = steadying.reduced(clip)
     assert reduced.shape == clip.lr.shape and torch.allclose(reduced, torch.tensor(0.5))
     assert steadying.seconds_of([reduced], 1) > 0
+
+
+# ---- speed on a GPU, tried on the processor -------------------------------------------------------------------------
+CPU = torch.device("cpu")
+SMALL = DenoiserConfig(channels=(32, 32, 32, 32), layers=1, head_dim=16, context_dim=1024, map_channels=32,
+                       spade_hidden=8, lr_channels=(32, 32, 32, 32), lr_layers=1, lr_heads=2)
+
+
+class Plain(torch.nn.Conv2d):
+    """Stands for diffusers' U-Net."""
+
+    def __init__(self, device: str, dtype: torch.dtype):
+        super().__init__(4, 4, 3, padding=1, device=device, dtype=dtype)
+
+    def forward(self, latents: Any, times: Any, encoder_hidden_states: Any) -> Any:
+        assert len(latents) == len(times) == len(encoder_hidden_states)
+        return super().forward(latents)
+
+
+def quick_rate(device: torch.device, dtype: torch.dtype) -> float:
+    assert (device, dtype) == (CPU, torch.float32)
+    return 1e9
+
+
+def test_a_call_is_timed_after_a_warm_up_with_something_new_before_each() -> None:
+    calls: list[str] = []
+    seconds = device_timing.median_seconds(lambda: calls.append("call"), CPU, calls=3, warm_up=2, each=2,
+                                           between=lambda: calls.append("anew"))
+    assert seconds >= 0 and calls == ["anew", "call"] * 2 + ["anew", "call", "call"] * 3
+    assert device_timing.products_rate(CPU, torch.float32, side=16) > 0
+
+
+def test_the_table_of_a_step_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(denoiser_step, "plain_unet", Plain)
+    monkeypatch.setattr(device_timing, "products_rate", quick_rate)
+    monkeypatch.setattr(device_timing, "profiled", lambda *_: ([("gemm", 3, 0.003)], [("aten::mm", 3, 0.004)]))
+    denoiser_step.on_gpu(CPU, torch.float32, {"SeTe-VSR": SMALL}, 2, 8, (1, 2), calls=1)
+    denoiser_step.print_profile(CPU, torch.float32, SMALL, 2, 8)
+    printed = capsys.readouterr().out
+    rows = [line.split(" | ") for line in printed.splitlines() if line.count(" | ") == 8]
+    assert [(row[0], row[1]) for row in rows[1:]] == [
+        ("| plain SD 2.1, diffusers", "1"), ("| SeTe-VSR", "1"), ("| SeTe-VSR", "2")]
+    assert "not finite" not in printed and "| 4.000 | 100.0 % | 3 | aten::mm |" in printed
+    assert float(rows[-1][2]) == pytest.approx(2 * float(rows[-2][2]), abs=0.001)
+
+
+def test_a_batch_of_segments_keeps_them_apart() -> None:
+    torch.manual_seed(0)
+    network = denoiser_step.filled(Denoiser(SMALL, device="meta"), "cpu")
+    data = denoiser_step.inputs(4, 8, "cpu", torch.float32)
+    with torch.no_grad():
+        together = denoiser_step.our_step(network, data, segments=2)()
+        first = {name: value if name == "text" else value[:2] for name, value in data.items()}
+        assert torch.allclose(denoiser_step.our_step(network, first)(), together[:2], atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_step_for_a_gpu_makes_nothing_on_the_processor() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        network = Denoiser(SMALL, device="cuda", dtype=torch.bfloat16).requires_grad_(False)
+        data = denoiser_step.inputs(4, 8, "cuda", torch.bfloat16)
+        denoiser_step.draw_anew(data)
+        assert denoiser_step.our_step(network, data, segments=2)().device.type == "cuda"
+
+
+@torch.no_grad()
+def test_the_tables_of_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small = VAEConfig(channels=(32, 32, 32), layers=1)
+    monkeypatch.setattr(kernels, "GPU_ATTENTION", {"over time": ((2, 4, 2, 16), None), "spatial": ((2, 4, 2, 16), 3)})
+    monkeypatch.setattr(kernels, "works", lambda latent, frames, dtype, device: {"VAE": lambda way: run(way)})
+    monkeypatch.setattr(device_timing, "products_rate", quick_rate)
+
+    def run(way: Any) -> Any:
+        network = denoiser_step.filled(TemporalVAE(small, device="meta"), "cpu")
+        way(network)
+        return lambda: network.encode(torch.rand(1, 3, 16, 16))
+
+    kernels.on_gpu(CPU, torch.float32, 8, 2, compiling=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:9] for line in lines if line.startswith(("| over", "| sp"))] == ["| over ti", "| spatial"]
+    assert [line.split(" | ")[1] for line in lines if line.startswith("| VAE")] == ["as it is", "channels last"]

@@ -28,7 +28,8 @@ class SPADE(nn.Module):
     def forward(self, x: Tensor, lr_map: Tensor) -> Tensor:
         """x (N, C, h, w), lr_map (N, map_channels, h, w) -> (N, C, h, w)."""
         hidden = F.relu(self.mlp_shared[0](lr_map))
-        return self.param_free_norm(x) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+        # The first factor decides the layout in memory: a convolution's, not the norm's, which knows no channels-last.
+        return (1 + self.mlp_gamma(hidden)) * self.param_free_norm(x) + self.mlp_beta(hidden)
 
 
 class ResidualBlock(nn.Module):

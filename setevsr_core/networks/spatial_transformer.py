@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .layers import CrossAttention, FeedForward, SelfAttention
 from .semantic_attention import SemanticAttention
 from .temporal_spatial import TemporalSpatialAwareness
-from .temporal_transformer import TemporalTransformer
+from .temporal_transformer import TemporalTransformer, TimePositions
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -86,10 +86,10 @@ class AttentionSite(SpatialTransformer):
         pooling = modules.temporal_spatial_pooling
         self.temporal_spatial = TemporalSpatialAwareness(channels, pooling, **kw) if modules.temporal_spatial else None
 
-    def after(self, x: Tensor, num_frames: int) -> Tensor:
+    def after(self, x: Tensor, num_frames: int, positions: TimePositions | None = None) -> Tensor:
         """The part over time; apart from `forward`, because the baseline's mid-block layers come in between."""
         if self.temporal_transformer is not None:
-            x = self.temporal_transformer(x, num_frames)
+            x = self.temporal_transformer(x, num_frames, positions)
         if self.temporal_spatial is not None:
-            x = self.temporal_spatial(x, num_frames)
+            x = self.temporal_spatial(x, num_frames, positions)
         return x

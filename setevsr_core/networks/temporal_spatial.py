@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .layers import FeedForward, SelfAttention
-from .temporal_transformer import add_time_positions
+from .temporal_transformer import TimePositions, add_time_positions
 
 TSAM_HEAD_DIM = 32  # the halves are 160, 320, 640 wide at full size: 64 does not divide 160
 
@@ -31,11 +31,12 @@ class AttentionBlock(nn.Module):
         self.norm2 = ops.LayerNorm(channels, **kw)
         self.ff = FeedForward(channels, ops=ops, **kw)
 
-    def forward(self, tokens: Tensor, num_frames: int, grid: tuple[int, int]) -> Tensor:
+    def forward(self, tokens: Tensor, num_frames: int, grid: tuple[int, int], positions: TimePositions | None = None
+                ) -> Tensor:
         """tokens (B*T, n, C) of frames of (h, w) = grid latents, h * w = n -> the same shape."""
         normed = self.norm1(tokens)
         if self.over_time:
-            update = self.attn.over_time(add_time_positions(normed, num_frames), num_frames)
+            update = self.attn.over_time(add_time_positions(normed, num_frames, positions), num_frames)
         else:
             update = self.attn(normed, None if self.pooling == 1 else pool_tokens(normed, grid, self.pooling))
         tokens = tokens + update
@@ -64,10 +65,10 @@ class TemporalSpatialAwareness(nn.Module):
         self.mlp_in = ops.Linear(channels, channels, **kw)
         self.mlp_out = ops.Linear(channels, channels, **kw)
 
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+    def forward(self, x: Tensor, num_frames: int, positions: TimePositions | None = None) -> Tensor:
         """x (B*T, C, h, w) -> the same shape."""
         halves = (half.contiguous() for half in x.flatten(2).transpose(1, 2).chunk(2, dim=-1))
-        branches = [branch(half, num_frames, (x.shape[2], x.shape[3]))
+        branches = [branch(half, num_frames, (x.shape[2], x.shape[3]), positions)
                     for branch, half in zip((self.spatial, self.temporal), halves, strict=True)]
         update = self.mlp_out(F.gelu(self.mlp_in(torch.cat(branches, dim=-1))))
         return x + update.transpose(1, 2).unflatten(2, x.shape[2:])

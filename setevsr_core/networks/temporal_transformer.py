@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,12 +10,24 @@ from torch import Tensor, nn
 
 from .layers import FeedForward, SelfAttention, sinusoidal_embedding
 
+TimePositions = Mapping[int, Tensor]
+"""Number of channels C -> embedded positions (T, C) of a segment's frames."""
 
-def add_time_positions(tokens: Tensor, num_frames: int) -> Tensor:
-    """Add sinusoidal positions 0..T-1 to tokens (B*T, n, C); without them attention cannot tell before from after."""
-    positions = torch.arange(num_frames, device=tokens.device)
-    embedded = sinusoidal_embedding(positions, tokens.shape[-1]).to(tokens.dtype)
-    return (tokens.unflatten(0, (-1, num_frames)) + embedded[:, None]).flatten(0, 1)
+
+def time_positions(channels: int, num_frames: int, like: Tensor) -> Tensor:
+    """Sinusoidal positions 0..T-1, (T, C), in the type and on the device of `like`."""
+    positions = torch.arange(num_frames, device=like.device)
+    return sinusoidal_embedding(positions, channels).to(like.dtype)
+
+
+def add_time_positions(tokens: Tensor, num_frames: int, positions: TimePositions | None = None) -> Tensor:
+    """Add the frames' positions to tokens (B*T, n, C); without them attention cannot tell before from after.
+
+    positions: where they are at hand; a GPU takes longer to launch the dozen small kernels than to add.
+    """
+    channels = tokens.shape[-1]
+    embedded = time_positions(channels, num_frames, tokens) if positions is None else positions[channels]
+    return (tokens.unflatten(0, (-1, num_frames)) + embedded[:, None].to(tokens.dtype)).flatten(0, 1)
 
 
 class TemporalTransformer(nn.Module):
@@ -33,9 +46,10 @@ class TemporalTransformer(nn.Module):
         self.ff = FeedForward(channels, ops=ops, **kw)
         self.proj_out = ops.Linear(channels, channels, **kw)
 
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+    def forward(self, x: Tensor, num_frames: int, positions: TimePositions | None = None) -> Tensor:
         """x (B*T, C, h, w) -> the same shape."""
         tokens = x.flatten(2).transpose(1, 2).contiguous()
-        tokens = tokens + self.attn.over_time(add_time_positions(self.norm1(tokens), num_frames), num_frames)
+        placed = add_time_positions(self.norm1(tokens), num_frames, positions)
+        tokens = tokens + self.attn.over_time(placed, num_frames)
         tokens = tokens + self.ff(self.norm2(tokens))
         return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, x.shape[2:])

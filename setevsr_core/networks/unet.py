@@ -18,6 +18,7 @@ from .config import Config
 from .layers import TimeEmbedding
 from .residual import Downsample, ResidualBlock, Upsample
 from .spatial_transformer import AttentionSite, KeysValues, SiteModules
+from .temporal_transformer import TimePositions, time_positions
 
 Sites = Literal["all", "up", "mid", "none"]
 
@@ -88,13 +89,16 @@ class DenoiserConfig(Config):
 
 @dataclass(frozen=True)
 class Conditions:
-    """All that a level needs besides its features: time (N, 4C), LR maps finest first, keys/values per site."""
+    """All that a level needs besides its features: time (N, 4C), LR maps finest first, keys/values per site, and the
+    frames' places in time.
+    """
 
     time: Tensor
     lr_maps: list[Tensor]
     text: tuple[KeysValues, ...]
     semantics: tuple[KeysValues | None, ...]
     num_frames: int
+    positions: TimePositions
 
 
 class Level(nn.Module):
@@ -158,7 +162,7 @@ class MidBlock(nn.Module):
         x = site(x, c.text[self.site], c.semantics[self.site])
         if len(self.temporal_attentions):
             x = self.temporal_attentions[0](x, c.num_frames)
-        x = site.after(x, c.num_frames)
+        x = site.after(x, c.num_frames, c.positions)
         x = self.resnets[1](x, c.time, lr_map)
         if len(self.temporal_convs):
             x = self.temporal_convs[1](x, c.num_frames)
@@ -172,7 +176,7 @@ def _site(config: DenoiserConfig, channels: int, part: Literal["down", "mid", "u
 
 def _visit(module: nn.Module, site: int, x: Tensor, c: Conditions) -> Tensor:
     assert isinstance(module, AttentionSite)
-    return module.after(module(x, c.text[site], c.semantics[site]), c.num_frames)
+    return module.after(module(x, c.text[site], c.semantics[site]), c.num_frames, c.positions)
 
 
 class SeTeUNet(nn.Module):
@@ -231,7 +235,11 @@ class SeTeUNet(nn.Module):
             raise InputError(f"latents of {latents.shape[-1]}x{latents.shape[-2]} do not fit the U-Net: "
                              f"pad both sides to a multiple of {multiple}")
         time = self.time_embedding(timesteps, latents.dtype)
-        c = Conditions(time, lr_maps, text, semantics, num_frames)
+        widths = set(self.config.channels) if self.config.temporal_sites != "none" else set()
+        if self.config.temporal_spatial_sites != "none":
+            widths |= {channels // 2 for channels in self.config.channels}
+        positions = {channels: time_positions(channels, num_frames, latents) for channels in widths}
+        c = Conditions(time, lr_maps, text, semantics, num_frames, positions)
         x = self.conv_in(latents)
         skips = [x]
         for level, block in enumerate(self.down_blocks):

@@ -165,13 +165,14 @@ def denoise(
             )
 
         eps = blend_tiles(tiles, noisy.shape, predict)
-        if not torch.isfinite(eps).all():
+        finite = torch.isfinite(eps).all()
+        clean = schedules.predict_clean(noisy, eps, timestep) if on_step is not None else None
+        noisy = run.step(index, noisy, eps, lambda index=index: noise(index))
+        if not finite:  # asked after noise was drawn on the processor: a GPU computes meanwhile
             raise SettingsError(
                 f"the denoiser overflowed at timestep {timestep} in {denoiser.dtype}; load it in bf16 or fp32 "
                 "(--dtype bfloat16 on the command line)"
             )
-        clean = schedules.predict_clean(noisy, eps, timestep) if on_step is not None else None
-        noisy = run.step(index, noisy, eps, lambda index=index: noise(index))
         if on_step is not None and clean is not None:
             on_step(index, len(run.timesteps), noisy, clean)
     return noisy
