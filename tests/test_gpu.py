@@ -58,6 +58,7 @@ DEVICE = torch.device(os.environ.get("SETEVSR_TEST_DEVICE", "cuda"))
 ON_GPU = DEVICE.type == "cuda"
 CLIP = REPOSITORY / "assets" / "city_lq.mp4"
 GIB = 2**30
+PRECISION = "bf16" if ON_GPU else "fp32"  # of autocast in training; a CPU may have to emulate bf16, in minutes
 
 pytestmark = [
     pytest.mark.skipif(ON_GPU and not torch.cuda.is_available(), reason="CUDA finds no GPU here"),
@@ -165,6 +166,7 @@ def test_fp32_gives_the_cpus_pictures(on_device: Restorer, frames: Tensor, refer
     assert psnr(default, reference) > 50
 
 
+@of_a_gpu  # elsewhere it is emulated, in minutes
 @pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 32.0), (torch.float16, 42.0)])
 def test_half_precision_is_near_fp32(
     dtype: torch.dtype, least: float, frames: Tensor, reference: Tensor, say: Say
@@ -440,7 +442,7 @@ def train(stage: str, packed: Path, networks: Path, out: Path, *more: str, steps
     files = {"vae": "vae", "denoiser": "denoiser", "semantic": "semantic_encoder"}
     named = [part for kind, name in files.items() for part in (f"--{kind}", str(networks / f"{name}.safetensors"))]
     assert main(["train", stage, "--data", str(packed), "--out", str(out), *named, "--steps", str(steps), "--batch",
-                 "2", "--crop", "64", "--frames", "3", "--lpips-weight", "0", "--precision", "bf16", "--device",
+                 "2", "--crop", "64", "--frames", "3", "--lpips-weight", "0", "--precision", PRECISION, "--device",
                  str(DEVICE), "--save-every", "2", "--log-every", "1", *more]) == 0
     written = {"vae": "vae", "decoder": "vae", "semantic": "semantic_encoder"}.get(stage, "denoiser")
     return load_file(out / f"{written}.safetensors")
@@ -584,7 +586,7 @@ def test_dists_is_the_cpus(frames: Tensor, say: Say) -> None:
     named = os.environ.get("SETEVSR_LPIPS_WEIGHTS", "")
     path = Path(named).parent / "vgg16_features_fp16.safetensors"
     if not named or not path.is_file():
-        pytest.skip("set SETEVSR_LPIPS_WEIGHTS to the AlexNet weights, with vgg16_features_fp16.safetensors beside them")
+        pytest.skip(f"{path.name} is not there: set SETEVSR_LPIPS_WEIGHTS to the AlexNet weights beside it")
     worse = (frames + 0.1 * noise(*frames.shape)).clamp(0, 1)
     here, there = (DISTS(path, device)(worse[:2], frames[:2]) for device in (torch.device("cpu"), DEVICE))
     say(f"{here:.5f} on the CPU, {there:.5f} on the device")
