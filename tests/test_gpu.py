@@ -72,8 +72,14 @@ Say = Callable[[str], None]
 @pytest.fixture
 def say(request: pytest.FixtureRequest) -> Say:
     """Writes a figure into the report of the run, whatever is captured."""
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
-    return lambda text: reporter.write_line(f"\n    {request.node.name}: {text}")
+    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
+    reporter: Any = request.config.pluginmanager.getplugin("terminalreporter")
+
+    def write(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            reporter.write_line(f"\n    {request.node.name}: {text}")
+
+    return write
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +120,11 @@ def memory_left(size: int) -> Iterator[None]:
     gc.collect()
     torch.cuda.empty_cache()
     total = torch.cuda.mem_get_info(DEVICE)[1]
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(DEVICE) + size) / total, DEVICE)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(DEVICE) + size) / total)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, DEVICE)
+        torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
 
 
@@ -311,15 +317,15 @@ def test_weights_stored_in_fp8_compute_in_bf16(on_cpu: Restorer, tmp_path: Path,
         return self._conv_forward(x, weight, bias)
 
     ops = SimpleNamespace(
-        Linear=_cast_at_use(nn.Linear, lambda self, *given: F.linear(*given)), GroupNorm=nn.GroupNorm,
-        LayerNorm=nn.LayerNorm, **{name: _cast_at_use(getattr(nn, name), convolve) for name in
+        Linear=_cast_at_use(nn.Linear, lambda _, x, w, b: F.linear(x, w, b)),
+        GroupNorm=nn.GroupNorm, LayerNorm=nn.LayerNorm, **{name: _cast_at_use(getattr(nn, name), convolve) for name in
                                    ("Conv1d", "Conv2d", "Conv3d")},
     )  # fmt: skip
     exact: Any = on_cpu.denoiser
     stored = Denoiser(exact.config, ops=ops, dtype=torch.bfloat16, empty_text=exact.empty_text.bfloat16())
     stored.load_state_dict(exact.state_dict())
     stored = stored.to(DEVICE).eval().requires_grad_(False)
-    large = [layer for layer in stored.modules() if type(layer).__name__.startswith("Cast")]
+    large: list[Any] = [layer for layer in stored.modules() if type(layer).__name__.startswith("Cast")]
     for layer in large:
         layer.weight = nn.Parameter(layer.weight.to(torch.float8_e4m3fn), requires_grad=False)
     path = checkpoints.save_native(exact, tmp_path / "fp8.safetensors", dtype=torch.float8_e4m3fn)
@@ -534,7 +540,7 @@ def test_degradation_is_opencvs(say: Say) -> None:
     kernel = make_kernel("aniso", 21, sigma_x=0.7, sigma_y=3.0, angle=0.4, beta=1.0, cutoff=1.0)
     errors = {"filter": np.abs(torchs.leave(torchs.filter(torchs.enter(frame), kernel)) - opencv.filter(frame, kernel))}
     for kind in INTERPOLATIONS:
-        for size in ((40, 50), (130, 111)):
+        for size in ((40, 50), (100, 90)):
             found = torchs.leave(torchs.resize(torchs.enter(frame), size, kind))
             errors[f"{kind} {size}"] = np.abs(found - opencv.resize(frame, size, kind))
     grain = np.random.default_rng(0).standard_normal((96, 96, 1), dtype=np.float32)
