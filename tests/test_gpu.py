@@ -299,7 +299,8 @@ def test_attention_over_time_takes_more_sequences_than_a_kernel() -> None:
     query, key, value = (noise(3, pixels, 32, seed=seed).to(DEVICE, torch.bfloat16) for seed in range(3))
     found = attend_over_time(query, key, value, 2, 3)
     for part in (slice(0, 500), slice(pixels - 1500, pixels)):  # the latter across the border of the calls
-        expected = attend_over_time(*(x[:, part].float().cpu() for x in (query, key, value)), 2, 3)
+        q, k, v = (x[:, part].float().cpu() for x in (query, key, value))
+        expected = attend_over_time(q, k, v, 2, 3)
         torch.testing.assert_close(found[:, part].float().cpu(), expected, atol=0.03, rtol=0.03)
 
 
@@ -387,7 +388,7 @@ def test_a_full_gpu_makes_all_tiles_smaller_and_the_pictures_stay(
 
 @of_a_gpu
 def test_a_gpu_that_is_too_full_is_said_in_one_sentence(on_device: Restorer, frames: Tensor) -> None:
-    large = frames[:2].repeat(1, 6, 5, 1)  # 288 x 320: its fp32 pixels, enlarged, take 17 MB a frame
+    large = frames[:2].repeat(1, 10, 8, 1)  # 480 x 512: enlarged, a frame takes 47 MB in fp32
     with memory_left(4 * 2**20), pytest.raises(SettingsError, match="The memory is full: lower 'length'") as caught:
         on_device.restore(large, steady=0, steady_result=0)
     assert "\n" not in str(caught.value)
