@@ -16,8 +16,9 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-_SIGNS = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED", "ALLOCATION_FAILED")
-"""In messages of PyTorch: a GPU's memory is full (CUDA, MPS and others), the machine's, that of a library of CUDA."""
+_SIGNS = ("out of memory", "DefaultCPUAllocator", "ALLOC_FAILED", "ALLOCATION_FAILED", "unable to find an engine")
+"""In messages of PyTorch: a GPU's memory is full (CUDA, MPS and others), the machine's, that of a library of CUDA; no
+way of computing a convolution got the workspace it asked for."""
 
 
 def free_bytes(device: Any) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from setevsr_core import Restorer, stages, vae_tiles
 from setevsr_core.errors import SettingsError
+from setevsr_core.memory import is_out_of_memory
 from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 from setevsr_core.vae_tiles import SMALLEST, WHOLE, FittingTiles, bytes_per_latent, fitting_tile
 
@@ -160,3 +161,8 @@ def test_a_cancel_stops_between_tiles() -> None:
     with pytest.raises(KeyboardInterrupt):
         stages.encode_latents(vae, frames, 4, tile=TILE, check_cancel=check)
     assert len(calls) == 4
+
+
+def test_a_convolution_that_finds_no_workspace_says_that_the_memory_is_full() -> None:
+    assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))

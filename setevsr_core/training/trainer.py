@@ -316,7 +316,9 @@ class Trainer:
         path = self.folder / "state.pt"
         if not path.exists():
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        # To the CPU: on a GPU it would lie there beside what it is copied to, and Adam would ask the GPU at every step
+        # for each count of steps, which is not moved back.
+        state = torch.load(path, map_location="cpu", weights_only=True)
         for name, network in self.stage.networks.items():
             network.load_state_dict(state["networks"][name])
         self.optimizer.load_state_dict(state["optimizer"])
