@@ -142,7 +142,10 @@ def test_native_vae_round_trip(tmp_path: Path) -> None:
     assert_same_weights(network, loaded)
 
 
-@pytest.mark.parametrize("changes", [{"patch": 4}, {"patch": 4, "residual": True}, {"patch": 4, "refine": 4}])
+@pytest.mark.parametrize("changes", [
+    {"patch": 4}, {"patch": 4, "residual": True}, {"patch": 4, "refine": 4},
+    {"patch": 4, "residual": True, "trunk": 2, "trunk_channels": 8, "decoder_channels": (32, 32)},
+])
 def test_native_vae_without_metadata_is_read_off_its_shapes(
     changes: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -154,10 +157,10 @@ def test_native_vae_without_metadata_is_read_off_its_shapes(
 
 
 @torch.no_grad()
-def test_a_new_refinement_changes_no_picture_and_a_trained_one_does(tmp_path: Path) -> None:
+def test_a_new_trunk_and_refinement_change_no_picture_and_a_trained_one_does(tmp_path: Path) -> None:
     network = filled(TemporalVAE(replace(TINY_VAE, patch=4)))
     path = checkpoints.save_native(network, tmp_path / "vae.safetensors")
-    refined = checkpoints.load_temporal_vae(path, changes={"refine": 4})
+    refined = checkpoints.load_temporal_vae(path, changes={"refine": 4, "trunk": 2, "trunk_channels": 8})
     latents = torch.randn(2, 4, 3, 5)
     assert torch.equal(network.decode(latents, None, num_frames=2), refined.decode(latents, None, num_frames=2))
     filled(refined.decoder.refinement)

@@ -29,7 +29,7 @@ CONFIG = DenoiserConfig(channels=(32, 32, 64, 64), layers=1, head_dim=16, contex
 def networks() -> dict[str, nn.Module | None]:
     return {
         "denoiser": Denoiser(CONFIG, device="meta", dtype=HALF), "encoder": None,
-        "vae": TemporalVAE(VAEConfig.nano(channels=(32, 32)), device="meta", dtype=HALF),
+        "vae": TemporalVAE(VAEConfig.nano(channels=(32, 32), trunk=1), device="meta", dtype=HALF),
     }  # fmt: skip
 
 

@@ -13,12 +13,14 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from setevsr_core import checkpoints
 from setevsr_core.cli import main
@@ -30,6 +32,7 @@ from setevsr_core.sampling.loop import denoise
 from setevsr_core.sampling.noise import START, frames_noise
 from setevsr_core.sampling.schedules import linspace_timesteps
 from setevsr_core.training.activations import checkpoint_blocks
+from setevsr_core.training.compact import with_compact_decoder
 from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.estimate import estimate_memory, step_flops
 from setevsr_core.training.losses import flow_consistency, temporal_difference
@@ -40,6 +43,7 @@ from setevsr_core.training.train_command import FLAGS, NUMBERS, STAGES
 from setevsr_core.training.trainer import Batch, Stage, Trainer, TrainSettings
 from setevsr_core.training.vae_stages import Adversary, PixelLoss, random_windows
 from setevsr_core.video.motion import warp
+from tools import compact
 
 from .training_helpers import TINY_DENOISER, TINY_VAE, write_networks, write_pack
 
@@ -140,7 +144,7 @@ def test_the_decoder_stage_gives_a_plain_vae_its_temporal_fusion_and_refining_la
     packed: Path, networks: Path, tmp_path: Path
 ) -> None:
     sizes = {**vars(TINY_VAE), "temporal": False, "fusion_levels": (), "channels": (32, 32, 32), "residual": False,
-             "refine": 0}
+             "refine": 0, "decoder_channels": (), "trunk": 0}
     torch.manual_seed(1)
     checkpoints.save_native(TemporalVAE(VAEConfig(**sizes)), tmp_path / "plain.safetensors")
     files = ("--vae", str(tmp_path / "plain.safetensors"), "--no-everything", "--refine", "4")
@@ -150,6 +154,58 @@ def test_the_decoder_stage_gives_a_plain_vae_its_temporal_fusion_and_refining_la
     for part in (".temporal_convs.", ".fusion_layer_2.", ".refinement."):
         assert any(part in key for key in added)
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_decoder_stage_builds_a_new_decoder_around_a_compact_upscaler(
+    packed: Path, networks: Path, tmp_path: Path
+) -> None:
+    smaller = tmp_path / "smaller.safetensors"
+    save_file(compact_upscaler(width=8, inner=4), tmp_path / "whole.safetensors")
+    save_file(compact_upscaler(width=8, inner=4, seed=1), tmp_path / "other.safetensors")
+    given = [str(tmp_path / name) for name in ("whole.safetensors", "other.safetensors")]
+    compact.main([str(smaller), given[0], "--mix", given[1], "0.2", "--keep", "3", "--pack", str(packed)])
+    assert main(arguments("decoder", packed, networks, tmp_path / "run", "--compact", str(smaller), steps=1)) == 0
+    trained = checkpoints.load_temporal_vae(tmp_path / "run" / "vae.safetensors")
+    assert (trained.config.trunk, trained.config.trunk_channels) == (3, 8)
+    before = load_file(networks / "vae.safetensors")
+    encoder = {key: value for key, value in trained.state_dict().items() if key.startswith("encoder.")}
+    assert encoder and all(torch.equal(before[key], value) for key, value in encoder.items())
+
+
+@torch.no_grad()
+def test_a_decoder_around_a_compact_upscaler_decodes_at_first_what_that_makes_of_the_frame() -> None:
+    weights = compact_upscaler(width=8, inner=2)
+    vae = with_compact_decoder(TemporalVAE(TINY_VAE), weights).eval()
+    low = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.25
+    enlarged = F.interpolate(low * 2 - 1, scale_factor=4, mode="bicubic")
+    mean, _, features = vae.encode(enlarged)
+    decoded = (vae.decode(torch.randn_like(mean), features, num_frames=2) + 1) / 2
+    expected = F.pixel_shuffle(compact.residual(weights, low, [2, 4]), 4) + F.interpolate(low, scale_factor=4)
+    inner = (..., slice(24, -24), slice(24, -24))  # at the border the two pad with other values
+    torch.testing.assert_close(decoded[inner], expected[inner], atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("broken", ["another layout", "another enlargement"])
+def test_a_compact_upscaler_that_does_not_fit_is_refused_by_name(broken: str, packed: Path, networks: Path,
+                                                                 tmp_path: Path, capsys: Any) -> None:
+    weights = {"weight": torch.zeros(1)} if broken == "another layout" else compact_upscaler(width=8, inner=1, scale=2)
+    save_file(weights, tmp_path / "other.safetensors")
+    given = arguments("decoder", packed, networks, tmp_path / "run", "--compact", str(tmp_path / "other.safetensors"))
+    assert main(given) == 2
+    assert "compact" in capsys.readouterr().err
+
+
+def compact_upscaler(width: int, inner: int, scale: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights of such a network, in spandrel's names."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(3, width), *[(width, width)] * inner, (width, 3 * scale**2)]
+    weights = {}
+    for i, (given, made) in enumerate(sizes):
+        weights[f"body.{2 * i}.weight"] = torch.randn(made, given, 3, 3, generator=generator) / (9 * given) ** 0.5
+        weights[f"body.{2 * i}.bias"] = torch.randn(made, generator=generator) * 0.1
+        if i < len(sizes) - 1:
+            weights[f"body.{2 * i + 1}.weight"] = torch.full((width,), 0.2)
+    return weights
 
 
 def test_turbo_with_decoder_trains_both_and_never_the_encoder(packed: Path, networks: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 
 TINY_DENOISER = DenoiserConfig.nano(channels=(32, 32), lr_channels=(32, 32), map_channels=32, spade_hidden=16,
                                     context_dim=8, layers=1, semantic_levels=(0, 1))
-TINY_VAE = VAEConfig.nano(channels=(32, 32), layers=1, growth=4)
+TINY_VAE = VAEConfig.nano(channels=(32, 32), layers=1, growth=4, trunk=2, trunk_channels=8)
 
 
 def write_pack(folder: Path) -> Path:

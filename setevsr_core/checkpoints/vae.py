@@ -95,7 +95,12 @@ def _read_config(shapes: Shapes) -> VAEConfig:
     }
     if sizes["patch"] > 1:  # only our own VAEs fold pixels, and only they may lack the last norm
         sizes["residual"] = "decoder.conv_norm_out.weight" not in shapes
-    sizes["trunk"] = count(shapes, "decoder.trunk.")
+    own = tuple(shapes[f"decoder.up_blocks.{levels - 1 - i}.resnets.0.conv1.weight"][0] for i in range(levels))
+    if own != sizes["channels"]:
+        sizes["decoder_channels"] = own
+    if "decoder.trunk.conv_in.weight" in shapes:
+        sizes["trunk"] = count(shapes, "decoder.trunk.convs.")
+        sizes["trunk_channels"] = shapes["decoder.trunk.conv_in.weight"][0]
     if "decoder.refinement.conv1.weight" in shapes:
         sizes["refine"] = shapes["decoder.refinement.conv1.weight"][0]
     if fusion:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from .semantic_attention import SemanticAttention
 from .temporal_spatial import TemporalSpatialAwareness
 from .temporal_transformer import TemporalTransformer
-from .temporal_vae import PlainBlock, Refinement, TemporalVAE
+from .temporal_vae import Refinement, TemporalVAE, Trunk
 
 
 @torch.no_grad()
@@ -21,13 +23,31 @@ def zero_new_modules(network: nn.Module) -> None:
             outputs = [module.proj_out]
         elif isinstance(module, TemporalSpatialAwareness):
             outputs = [module.mlp_out]
-        elif isinstance(module, (PlainBlock, Refinement)):
+        elif isinstance(module, Refinement):
             outputs = [module.conv2]
+        elif isinstance(module, Trunk):
+            outputs = [module.join, module.conv_out]
+            start_trunk(module)
         else:
             continue
         for layer in outputs:
             for parameter in layer.parameters():
                 parameter.zero_()
+
+
+@torch.no_grad()
+def start_trunk(trunk: Trunk) -> None:
+    """Inner convolutions start as identities and a little noise, `skip` as an identity.
+
+    Under PyTorch's initialisation a plain stack this deep forgets its input.
+    """
+    conv: Any
+    for conv in [*trunk.convs, trunk.skip]:
+        nn.init.dirac_(conv.weight)
+        conv.bias.zero_()
+    for conv in trunk.convs:
+        conv.weight += 0.1 * (2 / (9 * len(conv.weight))) ** 0.5 * torch.randn_like(conv.weight)
+    trunk.slopes.fill_(0.25)
 
 
 @torch.no_grad()

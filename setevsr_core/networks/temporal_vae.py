@@ -29,8 +29,10 @@ class VAEConfig(Config):
     fusion_levels: encoder levels, finest = 0, whose outputs are tapped and fused; growth: width of the dense blocks.
     residual: the decoder predicts what the encoder's pixels lack; the folded pixels ride along with the finest
     feature. A small decoder then learns detail from its first step on, instead of learning to copy.
-    trunk: plain residual blocks (no norm) of the decoder after the last fusion, on the grid of the folds. There most of
-    a small decoder's detail is made: with `patch` equal to the enlargement it is the grid of the low-resolution frame.
+    decoder_channels: widths of the decoder's levels where they are not the encoder's `channels`.
+    trunk, trunk_channels: inner convolutions of a plain network (`Trunk`) after the last level, and their width. It
+    works on folded pixels, so with `patch` equal to the enlargement on the grid of the low-resolution frame, and makes
+    most of a small decoder's detail.
     refine: channels of a residual refinement at full resolution, after the unfolding (0 for none). Pixels that lie in
     one fold come from different channels of one convolution; only here are they neighbours, so only here can a
     pattern of the fold's period be smoothed.
@@ -48,7 +50,9 @@ class VAEConfig(Config):
     fusion_levels: tuple[int, ...] = (1, 2)
     growth: int = 32
     residual: bool = False
+    decoder_channels: tuple[int, ...] = ()
     trunk: int = 0
+    trunk_channels: int = 128
     refine: int = 0
     descreen: bool = False
     sharpen: float = 0.0
@@ -65,8 +69,8 @@ class VAEConfig(Config):
 
     @classmethod
     def nano(cls, **changes: Any) -> VAEConfig:
-        sizes: dict[str, Any] = {"channels": (96, 128), "patch": 4, "mid_attention": False, "fusion_levels": (0, 1),
-                                 "growth": 16, "residual": True, "refine": 8}
+        sizes: dict[str, Any] = {"channels": (96, 128), "patch": 4, "mid_attention": False, "fusion_levels": (0,),
+                                 "growth": 8, "residual": True, "decoder_channels": (32, 32), "trunk": 38}
         return cls(**{**sizes, **changes})
 
 
@@ -218,9 +222,9 @@ class DenseBlock(nn.Module):
 class Fusion(nn.Module):
     """Decoder feature + weight * f(encoder feature, decoder feature): skip fusion of the low-resolution frame."""
 
-    def __init__(self, channels: int, growth: int, **kw: Any):
+    def __init__(self, encoder_channels: int, channels: int, growth: int, **kw: Any):
         super().__init__()
-        self.encode_enc_1 = ResnetBlock(2 * channels, channels, shortcut="conv_out", **kw)
+        self.encode_enc_1 = ResnetBlock(encoder_channels + channels, channels, shortcut="conv_out", **kw)
         self.encode_enc_2 = nn.ModuleList([DenseBlock(channels, growth, **kw) for _ in range(2)])
         self.encode_enc_3 = ResnetBlock(channels, channels, **kw)
 
@@ -248,17 +252,32 @@ class DecoderLevel(nn.Module):
         return x
 
 
-class PlainBlock(nn.Module):
-    """x + conv(SiLU(conv(x))), as EDSR's: detail wants no norm. `conv2` starts at zero, as in `Refinement`."""
+class Trunk(nn.Module):
+    """Folded pixels and the decoder's last feature -> better folded pixels: 3x3 convolutions and PReLU without norms,
+    as in Real-ESRGAN's compact network.
 
-    def __init__(self, channels: int, *, ops: Any = nn, dtype: torch.dtype | None = None, device: Any = None):
+    A new trunk is an identity (`initialise.zero_new_modules`).
+    """
+
+    def __init__(self, config: VAEConfig, feature_channels: int, *, ops: Any = nn, dtype: torch.dtype | None = None,
+                 device: Any = None):
         super().__init__()
         kw = {"padding": 1, "dtype": dtype, "device": device}
-        self.conv1 = ops.Conv2d(channels, channels, 3, **kw)
-        self.conv2 = ops.Conv2d(channels, channels, 3, **kw)
+        folded, width = 3 * config.patch**2, config.trunk_channels
+        self.conv_in = ops.Conv2d(folded, width, 3, **kw)
+        self.join = ops.Conv2d(feature_channels, width, 3, **kw)
+        self.convs = nn.ModuleList([ops.Conv2d(width, width, 3, **kw) for _ in range(config.trunk)])
+        self.slopes = nn.Parameter(torch.full((config.trunk + 1, width), 0.25, dtype=dtype, device=device))
+        self.conv_out = ops.Conv2d(width, folded, 3, **kw)
+        self.skip = ops.Conv2d(folded, folded, 3, **kw)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(x)))
+    def forward(self, folded: Tensor, feature: Tensor) -> Tensor:
+        """folded (N, 3 patch^2, h, w) near -1..1, feature (N, C, h, w) -> the shape of `folded`."""
+        x = self.conv_in(folded) + self.join(feature)
+        slopes = self.slopes.to(x)
+        for conv, slope in zip(self.convs, slopes, strict=False):  # the last slope is for the end
+            x = conv(F.prelu(x, slope))
+        return self.skip(folded) + self.conv_out(F.prelu(x, slopes[-1]))
 
 
 class Refinement(nn.Module):
@@ -288,7 +307,7 @@ class Decoder(nn.Module):
     def __init__(self, config: VAEConfig, *, ops: Any = nn, dtype: torch.dtype | None = None, device: Any = None):
         super().__init__()
         kw: dict[str, Any] = {"ops": ops, "dtype": dtype, "device": device}
-        channels = config.channels
+        channels = config.decoder_channels or config.channels
         self.config = config
         self.conv_in = ops.Conv2d(config.latent_channels, channels[-1], 3, padding=1, dtype=dtype, device=device)
         self.mid_block = MidBlock(channels[-1], config.mid_attention, config.temporal, **kw)
@@ -299,14 +318,16 @@ class Decoder(nn.Module):
             previous = width
         # The numbers in these names count levels from the finest, as the released checkpoints do.
         for level in config.fusion_levels:
-            self.add_module(f"fusion_layer_{level}", Fusion(channels[level], config.growth, **kw))
-        self.trunk = nn.Sequential(*(PlainBlock(channels[0], **kw) for _ in range(config.trunk)))
+            fusion = Fusion(config.channels[level], channels[level], config.growth, **kw)
+            self.add_module(f"fusion_layer_{level}", fusion)
         # A residual decoder has no last norm: while its corrections are still bad, training would silence them all by
         # one huge activation in a corner, which the norm spreads over the frame, and never come back from there.
         self.conv_norm_out = nn.Identity() if config.residual else ops.GroupNorm(
             32, channels[0], eps=1e-6, dtype=dtype, device=device
         )
         self.conv_out = ops.Conv2d(channels[0], 3 * config.patch**2, 3, padding=1, dtype=dtype, device=device)
+        if config.trunk:
+            self.trunk = Trunk(config, channels[0], **kw)
         if config.refine:
             self.refinement = Refinement(channels[0], config.refine, config.patch, **kw)
 
@@ -324,9 +345,11 @@ class Decoder(nn.Module):
                 x = getattr(self, f"fusion_layer_{level}")(feature, x, fusion)
             for upsample in block.upsamplers:  # type: ignore[union-attr]
                 x = upsample(x)
-        hidden = F.silu(self.conv_norm_out(self.trunk(x)))
-        x = self.conv_out(hidden)
-        pixels = F.pixel_shuffle(x if base is None else x + base, self.config.patch)
+        hidden = F.silu(self.conv_norm_out(x))
+        folded = self.conv_out(hidden) if base is None else self.conv_out(hidden) + base
+        if self.config.trunk:
+            folded = self.trunk(folded, hidden)
+        pixels = F.pixel_shuffle(folded, self.config.patch)
         return self.refinement(pixels, hidden) if self.config.refine else pixels
 
 

@@ -16,6 +16,7 @@ from ..networks.denoiser import Denoiser, DenoiserConfig
 from ..networks.initialise import start_vae, zero_new_modules
 from ..networks.semantic_encoder import SemanticEncoder, SemanticEncoderConfig
 from ..networks.temporal_vae import TemporalVAE, VAEConfig
+from .compact import read_compact, with_compact_decoder
 from .denoiser_stages import DenoiserStage, SemanticStage, VGGTeacher
 from .losses import PerceptualLoss
 from .rollout_stages import DecoderStage, TurboStage
@@ -72,6 +73,8 @@ def _build(options: argparse.Namespace, device: torch.device) -> Stage:
     path = _needed(options, "vae")
     adds = isinstance(path, Path) and (options.stage == "decoder" or options.stage == "turbo" and options.with_decoder)
     vae = _with_new_layers(path, options, device) if adds else load("vae", path, device)
+    if options.stage == "decoder" and options.compact:
+        vae = with_compact_decoder(vae, read_compact(options.compact))
     encoder = load("semantic", options.semantic, device) if options.semantic else None
     if encoder is not None:
         encoder.requires_grad_(False)
@@ -162,13 +165,13 @@ def read_text(path: Path, width: int) -> torch.Tensor:
 def _with_new_layers(path: Path, options: argparse.Namespace, device: torch.device) -> TemporalVAE:
     """The VAE of a file with the layers that the decoder's training is there for.
 
-    SD 2.1's lacks temporal and fusion layers; a longer trunk and a refinement are added where they are asked for.
+    SD 2.1's lacks temporal and fusion layers; a trunk and a refinement are added where they are asked for.
     """
     found = checkpoints.load_temporal_vae(path, device="meta").config
     changes: dict[str, Any] = {} if found.temporal else {"temporal": True}
     if not found.fusion_levels:
         changes["fusion_levels"] = VAEConfig.sd21().fusion_levels
-    if options.trunk > found.trunk:
+    if options.trunk and not found.trunk:
         changes["trunk"] = options.trunk
     if options.refine and not found.refine:
         changes["refine"] = options.refine

@@ -14,7 +14,7 @@ from ..errors import SettingsError
 from .trainer import Bounds, TrainSettings, check_bounds
 
 CONFIGS = Path(__file__).parent / "configs"
-FILES = ("vae", "denoiser", "semantic", "vgg", "text")
+FILES = ("vae", "denoiser", "semantic", "vgg", "text", "compact")
 """Options that name a file; each may be left out where the stage does not need it."""
 
 BOUNDS: Bounds = {

@@ -42,7 +42,8 @@ NUMBERS = (
     ("gan-channels", int, "its width: channels after the first of its convolutions"),
     ("gan-start", int, "step from which it counts"),
     ("lr-share", float, "vae, decoder, turbo: share decoded from latents of the degraded frame, without diffusion"),
-    ("trunk", int, "decoder, turbo with decoder: residual blocks after the last fusion, added where the VAE has fewer"),
+    ("trunk", int, "decoder, turbo with decoder: convolutions of a plain network after the last level, added where the "
+                   "VAE has none; it makes most of a small decoder's detail"),
     ("refine", int, "decoder, turbo with decoder: channels of a refinement at full resolution, added where the VAE has "
                     "none; it smooths the pattern that a VAE which folds pixels leaves on edges"),
     ("flow-weight", float, "decoder, turbo: weight of the loss along the optical flow; the processor finds the flow, "
@@ -64,6 +65,7 @@ NETWORK_FILES = (
     ("denoiser", "denoiser (start of 'stage1', 'stage2' and 'turbo', frozen in 'decoder')"),
     ("semantic", "semantic encoder; without it SeAM sees nothing"),
     ("vgg", "VGG16 convolutions as safetensors; else torchvision's are fetched"),
+    ("compact", "decoder: a trained compact upscaler; the decoder is made anew around it"),
     ("text", "embedding of the empty prompt, for denoisers that store none"),
 )
 

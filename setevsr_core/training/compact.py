@@ -1,0 +1,113 @@
+"""A trained compact upscaler (Real-ESRGAN's layout) as the trunk of a VAE's decoder.
+
+What such a network has learnt of single frames is where a decoder that folds pixels can begin: it adds what latents and
+neighbouring frames tell. `benchmarks.regressor` trains one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import CheckpointError
+from ..networks.initialise import start_vae
+from ..networks.temporal_vae import TemporalVAE, Trunk, VAEConfig
+
+SIDE, PICTURES = 40, 8  # low-resolution pixels along one side, and pictures, that the fit looks at
+Weights = Mapping[str, Tensor]
+
+
+def read_compact(path: Path) -> dict[str, Tensor]:
+    """`body.0.weight` and so on: convolutions at even places, slopes of PReLU between them.
+
+    Errors: CheckpointError for a file that cannot be read or holds another network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = {key: value.float() for key, value in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"'{path}' cannot be read as safetensors ({error})") from error
+    first = weights.get("body.0.weight")
+    if first is None or first.ndim != 4 or first.shape[1] != 3 or "body.1.weight" not in weights:
+        raise CheckpointError(f"'{path}' is no compact upscaler: expected body.0.weight of a convolution of RGB, and "
+                              "PReLU's slopes after it")
+    return weights
+
+
+def convolutions(weights: Weights) -> int:
+    """How many lie between the first and the last."""
+    return len(weights) // 3 - 1
+
+
+def with_compact_decoder(vae: TemporalVAE, weights: Weights) -> TemporalVAE:
+    """A VAE with this one's encoder and latents, and a new decoder of nano's size around the compact network.
+
+    It decodes at first what the network makes of the frame, whatever the latents. Errors: CheckpointError where the
+    VAE does not fold pixels by the network's enlargement.
+    """
+    last = weights[f"body.{2 * convolutions(weights) + 2}.weight"]
+    if 3 * vae.config.patch**2 != len(last) or not vae.config.residual:
+        raise CheckpointError(f"the compact network writes {len(last)} channels, this VAE "
+                              f"{3 * vae.config.patch**2}{'' if vae.config.residual else ' without a residual'}: a "
+                              "VAE that folds pixels by the network's enlargement is needed, as nano's")
+    sizes = VAEConfig.nano()
+    config = replace(vae.config, decoder_channels=sizes.decoder_channels, fusion_levels=sizes.fusion_levels,
+                     growth=sizes.growth, refine=0, descreen=False, sharpen=0.0, trunk=convolutions(weights),
+                     trunk_channels=len(weights["body.0.weight"]))
+    device = next(vae.parameters()).device
+    with device:
+        renewed = TemporalVAE(config)
+    start_vae(renewed)
+    for part in ("encoder", "quant_conv", "post_quant_conv"):
+        getattr(renewed, part).load_state_dict(getattr(vae, part).state_dict())
+    adopt(renewed.decoder.trunk, weights)
+    return renewed
+
+
+@torch.no_grad()
+def adopt(trunk: Trunk, weights: Weights) -> None:
+    """The compact network's weights, for pixels in -1..1 instead of 0..1 that were enlarged (bicubic) and folded.
+
+    `conv_in` and `skip` have to take the enlargement back. Both are linear in the frame, so they are solved for, by
+    least squares on noise.
+    """
+    count, device = convolutions(weights), trunk.slopes.device
+    weights = {key: value.to(device) for key, value in weights.items()}
+    low = torch.rand(PICTURES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(device)
+    low = low * 0.5 + 0.25  # bicubic overshoots would be clipped at the ends of the range
+    patch = round((len(weights[f"body.{2 * count + 2}.weight"]) // 3) ** 0.5)
+    folded = F.pixel_unshuffle(F.interpolate(low * 2 - 1, scale_factor=patch, mode="bicubic"), patch)
+    first = F.conv2d(low, weights["body.0.weight"], weights["body.0.bias"], padding=1)
+    _solve(trunk.conv_in, folded, first)
+    _solve(trunk.skip, folded, (low * 2 - 1).repeat_interleave(patch**2, dim=1))
+    for i, conv in enumerate(trunk.convs):
+        _fill(conv, weights, i + 1)
+    for i, slope in enumerate(trunk.slopes):
+        slope.copy_(weights[f"body.{2 * i + 1}.weight"])
+    _fill(trunk.conv_out, weights, count + 1, factor=2)
+
+
+def _fill(conv: Any, weights: Weights, number: int, factor: float = 1) -> None:
+    conv.weight.copy_(factor * weights[f"body.{2 * number}.weight"])
+    conv.bias.copy_(factor * weights[f"body.{2 * number}.bias"])
+
+
+def _solve(conv: Any, given: Tensor, wanted: Tensor) -> None:
+    """Weights of a 3x3 convolution that makes `wanted` of `given`, (N, C, h, w) each, away from the border."""
+    inner = (..., slice(1, -1), slice(1, -1))
+    columns = F.unfold(given[inner], 3).transpose(1, 2).flatten(0, 1).double()
+    columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
+    targets = wanted[inner][inner].flatten(2).transpose(1, 2).flatten(0, 1).double()
+    # A little of the identity keeps directions in which pictures never differ at zero.
+    ridge = 1e-6 * len(columns) * torch.eye(columns.shape[1], dtype=columns.dtype, device=columns.device)
+    solution = torch.linalg.solve(columns.T @ columns + ridge, columns.T @ targets)
+    conv.weight.copy_(solution[:-1].T.reshape(conv.weight.shape))
+    conv.bias.copy_(solution[-1])

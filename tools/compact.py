@@ -1,0 +1,90 @@
+"""Make a compact upscaler smaller or softer: the file that `setevsr train decoder --compact` begins with.
+
+    python -m tools.compact OUT.safetensors A.safetensors [--mix B.safetensors 0.1] [--keep 37 --pack PACK]
+
+--mix takes so large a share of a second training of the same network (network interpolation, ESRGAN section 3.4): a
+little of one with an adversary. --keep leaves so many inner convolutions: one after the other goes whose absence
+changes the result least, on frames of PACK (a folder of `setevsr pack`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from setevsr_core.training.compact import convolutions, read_compact
+from setevsr_core.training.data import PackedDataset
+
+FRAMES, CROP, SEED = 16, 128, 3  # batch, side in clean pixels, and which of the pack's
+Weights = dict[str, Tensor]
+
+
+def mixed(weights: Weights, other: Weights, share: float) -> Weights:
+    """(1 - share) * weights + share * other."""
+    return {key: torch.lerp(value, other[key], share) for key, value in weights.items()}
+
+
+def residual(weights: Weights, frames: Tensor, inner: list[int]) -> Tensor:
+    """What the network adds to frames (N, 3, h, w) in 0..1, with the inner convolutions of these places in `body`."""
+
+    def conv(place: int, x: Tensor) -> Tensor:
+        return F.conv2d(x, weights[f"body.{place}.weight"], weights[f"body.{place}.bias"], padding=1)
+
+    x = F.prelu(conv(0, frames), weights["body.1.weight"])
+    for place in inner:
+        x = F.prelu(conv(place, x), weights[f"body.{place + 1}.weight"])
+    return conv(2 * convolutions(weights) + 2, x)
+
+
+def pruned(weights: Weights, keep: int, frames: Tensor) -> Weights:
+    """The network with `keep` of its inner convolutions."""
+    last = 2 * convolutions(weights) + 2
+    places = list(range(2, last, 2))
+    whole = residual(weights, frames, places)
+    while len(places) > keep:
+        def loss(place: int) -> float:
+            rest = [other for other in places if other != place]  # noqa: B023 - called within the round
+            return float(F.mse_loss(residual(weights, frames, rest), whole))
+
+        places.remove(min(places, key=loss))
+    result: Weights = {}
+    for i, place in enumerate([0, *places, last]):
+        result |= {f"body.{2 * i}.{name}": weights[f"body.{place}.{name}"] for name in ("weight", "bias")}
+        if place != last:
+            result[f"body.{2 * i + 1}.weight"] = weights[f"body.{place + 1}.weight"]
+    return result
+
+
+@torch.no_grad()
+def main(argv: list[str] | None = None) -> None:
+    from safetensors.torch import save_file
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("network", type=Path)
+    parser.add_argument("--mix", nargs=2, metavar=("FILE", "SHARE"))
+    parser.add_argument("--keep", type=int)
+    parser.add_argument("--pack", type=Path, help="frames by which --keep chooses")
+    args = parser.parse_args(argv)
+    weights = read_compact(args.network)
+    if args.mix:
+        weights = mixed(weights, read_compact(Path(args.mix[0])), float(args.mix[1]))
+    if args.keep is not None:
+        if args.pack is None:
+            parser.error("--keep needs --pack")
+        data = PackedDataset(args.pack)
+        lr, _ = data.sample(np.random.default_rng(SEED), FRAMES, min(CROP, data.size), 1)
+        frames = torch.from_numpy(lr).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+        weights = pruned(weights, args.keep, frames)
+    save_file({key: value.contiguous() for key, value in weights.items()}, args.out)
+    print(f"{args.out}: {convolutions(weights)} inner convolutions, "
+          f"{sum(value.numel() for value in weights.values()) / 1e6:.2f} million weights")
+
+
+if __name__ == "__main__":
+    main()
