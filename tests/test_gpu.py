@@ -62,11 +62,25 @@ PRECISION = "bf16" if ON_GPU else "fp32"  # of autocast in training; a CPU may h
 
 pytestmark = [
     pytest.mark.skipif(ON_GPU and not torch.cuda.is_available(), reason="CUDA finds no GPU here"),
-    pytest.mark.timeout(30 if ON_GPU else 600),
+    # Of the test alone: what stops a fixture stops every test that shares it.
+    pytest.mark.timeout(30 if ON_GPU else 600, func_only=True),
 ]
 of_a_gpu = pytest.mark.skipif(not ON_GPU, reason="is about the memory or the kernels of a GPU")
 
+COMPARED: dict[str, Any] = {"scale": 2, "steady": 0, "steady_result": 0}
+"""Settings whose pictures are held to the CPU's: small ones, and without averaging along the motion, which would follow
+rounding in its jumps."""
+
 Say = Callable[[str], None]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_threads() -> Iterator[None]:
+    """The CPU has little to compute here; one thread per core would wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(threads, 4))
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -102,8 +116,8 @@ def on_device() -> Restorer:
 
 @pytest.fixture(scope="module")
 def reference(on_cpu: Restorer, frames: Tensor) -> Tensor:
-    """The CPU's pictures in fp32, without averaging along the motion, which would follow rounding in its jumps."""
-    return on_cpu.restore(frames, steady=0, steady_result=0)
+    """The CPU's pictures (6,96,128,3) in fp32."""
+    return on_cpu.restore(frames, **COMPARED)
 
 
 @contextmanager
@@ -163,8 +177,8 @@ def moved(module: Any, dtype: torch.dtype | None = None) -> Any:
 def test_fp32_gives_the_cpus_pictures(on_device: Restorer, frames: Tensor, reference: Tensor, say: Say) -> None:
     """Within 0.002 of 1 everywhere with TF32 off; with TF32, PyTorch's default for convolutions, 50 dB near."""
     with without_tf32():
-        exact = on_device.restore(frames, steady=0, steady_result=0)
-    default = on_device.restore(frames, steady=0, steady_result=0)
+        exact = on_device.restore(frames, **COMPARED)
+    default = on_device.restore(frames, **COMPARED)
     error = (exact - reference).abs()
     say(f"fp32 differs by {error.max():.1e} at most, {error.mean():.1e} on average; with TF32 "
         f"{(default - reference).abs().max():.1e} at most, {psnr(default, reference):.1f} dB")
@@ -177,7 +191,7 @@ def test_fp32_gives_the_cpus_pictures(on_device: Restorer, frames: Tensor, refer
 def test_half_precision_is_near_fp32(
     dtype: torch.dtype, least: float, frames: Tensor, reference: Tensor, say: Say
 ) -> None:
-    found = Restorer.from_preset("nano", device=DEVICE, dtype=dtype).restore(frames, steady=0, steady_result=0)
+    found = Restorer.from_preset("nano", device=DEVICE, dtype=dtype).restore(frames, **COMPARED)
     say(f"{dtype} is {psnr(found, reference):.1f} dB near fp32 of the CPU")
     assert psnr(found, reference) > least
 
@@ -185,16 +199,16 @@ def test_half_precision_is_near_fp32(
 def test_a_stream_gives_the_bits_of_restore_and_all_settings_of_the_preset_hold(
     on_device: Restorer, frames: Tensor
 ) -> None:
-    whole = on_device.restore(frames)
-    blocks = list(on_device.stream(iter(frames)))
+    whole = on_device.restore(frames, scale=2)
+    blocks = list(on_device.stream(iter(frames), scale=2))
     assert len(blocks) > 1 and torch.equal(torch.cat(blocks), whole)
-    assert torch.equal(on_device.restore(frames), whole)  # the same call gives the same bits
+    assert torch.equal(on_device.restore(frames, scale=2), whole)  # the same call gives the same bits
 
 
 def test_frames_that_lie_on_the_device_come_back_there(on_device: Restorer, frames: Tensor) -> None:
     with_alpha = torch.cat([frames, frames[..., :1]], dim=-1)
-    expected = on_device.restore(with_alpha)
-    found = on_device.restore(with_alpha.to(DEVICE))
+    expected = on_device.restore(with_alpha, scale=2)
+    found = on_device.restore(with_alpha.to(DEVICE), scale=2)
     assert found.device.type == DEVICE.type
     torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=0)  # alpha and blending are computed there too
 
@@ -203,8 +217,8 @@ def test_the_vae_may_lie_elsewhere(on_cpu: Restorer, on_device: Restorer, frames
     apart = Restorer(on_device.denoiser, on_cpu.vae, on_device.encoder, device=DEVICE, vae_device="cpu", place=False,
                      defaults=on_device.defaults)
     with without_tf32():
-        found = apart.restore(frames[:3], steady=0, steady_result=0, length=3, overlap=0)
-    assert found.shape == (3, 192, 256, 3) and psnr(found, reference[:3]) > 30  # segments of other lengths
+        found = apart.restore(frames[:3], length=3, overlap=0, **COMPARED)
+    assert found.shape == (3, 96, 128, 3) and psnr(found, reference[:3]) > 30  # segments of other lengths
 
 
 def test_the_command_restores_on_the_device(on_device: Restorer, tmp_path: Path, say: Say) -> None:
