@@ -27,7 +27,6 @@ def test_the_training_record_names_every_stage_with_data_and_seed(restorer: Rest
     record = json.loads((NANO / "training.json").read_text())
     mixed, ending = record.pop("mixed"), record.pop("ending")
     assert ending["sharpen"] == restorer.vae.config.sharpen > 0
-    assert ending["descreen"] is restorer.vae.config.descreen is True
     assert mixed["vae"].split("/")[0] in record and 0 < mixed["share"] < 1
     assert {entry["stage"] for entry in record.values()} >= {"vae", "semantic", "stage1", "stage2", "decoder"}
     assert all(entry["data"] and "seed" in entry.get("options", entry.get("settings")) for entry in record.values())
