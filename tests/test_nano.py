@@ -26,7 +26,7 @@ def test_all_weights_together_are_below_50_mb() -> None:
 def test_the_training_record_names_every_stage_with_data_and_seed(restorer: Restorer) -> None:
     record = json.loads((NANO / "training.json").read_text())
     mixed, ending = record.pop("mixed"), record.pop("ending")
-    assert ending["sharpen"] == restorer.vae.config.sharpen > 0
+    assert (ending["sharpen"], ending["descreen"]) == (restorer.vae.config.sharpen, restorer.vae.config.descreen)
     assert mixed["vae"].split("/")[0] in record and 0 < mixed["share"] < 1
     assert {entry["stage"] for entry in record.values()} >= {"vae", "semantic", "stage1", "stage2", "decoder"}
     assert all(entry["data"] and "seed" in entry.get("options", entry.get("settings")) for entry in record.values())
