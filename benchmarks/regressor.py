@@ -29,8 +29,8 @@ from setevsr_core.training.processes import Processes
 from setevsr_core.training.trainer import PRECISIONS, Batch, Stage, Trainer, TrainSettings
 from setevsr_core.training.vae_stages import Adversary, PictureStage, PixelLoss, enlarge
 
-WIDTH, CONVOLUTIONS = 128, 32
-"""Give 4.8 million weights; nano's decoder has 4.8."""
+WIDTH, CONVOLUTIONS = 128, 40
+"""Give 6.0 million weights, as many as nano's decoder has."""
 
 
 def compact(width: int = WIDTH, convolutions: int = CONVOLUTIONS, scale: int = 4) -> nn.Module:

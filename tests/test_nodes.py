@@ -108,7 +108,7 @@ def handles(pack: ModuleType) -> dict[str, Any]:
     denoiser = denoiser_module.Denoiser(
         denoiser_module.DenoiserConfig.nano(**sizes), ops=operations, empty_text=torch.zeros(1, 2, 8)
     )
-    vae = vae_module.TemporalVAE(vae_module.VAEConfig.nano(channels=(32, 32), trunk=1), ops=operations)
+    vae = vae_module.TemporalVAE(vae_module.VAEConfig.nano(channels=(32, 32), trunk=0), ops=operations)
     encoder = encoder_module.SemanticEncoder(encoder_module.SemanticEncoderConfig.nano(image_size=64))
     for network in (denoiser, vae, encoder):
         for value in network.parameters():
