@@ -108,7 +108,9 @@ def handles(pack: ModuleType) -> dict[str, Any]:
     denoiser = denoiser_module.Denoiser(
         denoiser_module.DenoiserConfig.nano(**sizes), ops=operations, empty_text=torch.zeros(1, 2, 8)
     )
-    vae = vae_module.TemporalVAE(vae_module.VAEConfig.nano(channels=(32, 32), trunk=0), ops=operations)
+    # Random weights of a trunk would make far too much of a difference between two frames.
+    vae_sizes = {"channels": (32, 32), "trunk": 0, "fusion_levels": (0, 1), "growth": 16, "refine": 8}
+    vae = vae_module.TemporalVAE(vae_module.VAEConfig.nano(**vae_sizes), ops=operations)
     encoder = encoder_module.SemanticEncoder(encoder_module.SemanticEncoderConfig.nano(image_size=64))
     for network in (denoiser, vae, encoder):
         for value in network.parameters():
