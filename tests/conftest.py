@@ -25,3 +25,19 @@ def artifacts() -> Path:
     folder = REPOSITORY / "tests" / "artifacts"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pack to train on."""
+    from .training_helpers import write_pack
+
+    return write_pack(tmp_path_factory.mktemp("pack"))
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny networks as native files."""
+    from .training_helpers import write_networks
+
+    return write_networks(tmp_path_factory.mktemp("networks"))

@@ -26,17 +26,6 @@ from setevsr_core.training.trainer import Batch
 from setevsr_core.training.vae_stages import PixelLoss
 
 from .tiny_networks import tiny_vae
-from .training_helpers import write_networks, write_pack
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pack(tmp_path_factory.mktemp("pack"))
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_networks(tmp_path_factory.mktemp("networks"))
 
 
 # ---- the regressor --------------------------------------------------------------------------------------------------

@@ -52,7 +52,6 @@ from setevsr_core.video.steadying import steady
 
 from .conftest import REPOSITORY
 from .tiny_networks import randomise, tiny_denoiser
-from .training_helpers import write_networks, write_pack
 
 DEVICE = torch.device(os.environ.get("SETEVSR_TEST_DEVICE", "cuda"))
 ON_GPU = DEVICE.type == "cuda"
@@ -439,16 +438,6 @@ def test_the_command_estimates_for_the_device(capsys: pytest.CaptureFixture[str]
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pack(tmp_path_factory.mktemp("pack"))
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_networks(tmp_path_factory.mktemp("networks"))
-
-
 @pytest.fixture(scope="module")
 def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """VGG16's convolutions with random weights: they are there to compute with, not to judge."""

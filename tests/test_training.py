@@ -45,17 +45,7 @@ from setevsr_core.training.vae_stages import Adversary, PixelLoss, random_window
 from setevsr_core.video.motion import warp
 from tools import compact
 
-from .training_helpers import TINY_DENOISER, TINY_VAE, write_networks, write_pack
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pack(tmp_path_factory.mktemp("pack"))
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_networks(tmp_path_factory.mktemp("networks"))
+from .training_helpers import TINY_DENOISER, TINY_VAE
 
 
 class Squared(Stage):
