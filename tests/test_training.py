@@ -162,6 +162,16 @@ def test_the_decoder_stage_builds_a_new_decoder_around_a_compact_upscaler(
     assert encoder and all(torch.equal(before[key], value) for key, value in encoder.items())
 
 
+def test_a_frozen_trunk_keeps_its_weights_and_hears_of_the_latents(
+    packed: Path, networks: Path, tmp_path: Path
+) -> None:
+    assert main(arguments("decoder", packed, networks, tmp_path / "run", "--freeze-trunk", steps=2)) == 0
+    before, after = load_file(networks / "vae.safetensors"), load_file(tmp_path / "run" / "vae.safetensors")
+    learnt = {key for key in before if not torch.equal(before[key], after[key])}
+    assert {key for key in learnt if ".trunk." in key} == {"decoder.trunk.join.weight", "decoder.trunk.join.bias"}
+    assert "decoder.conv_out.weight" in learnt
+
+
 @torch.no_grad()
 def test_a_decoder_around_a_compact_upscaler_decodes_at_first_what_that_makes_of_the_frame() -> None:
     weights = compact_upscaler(width=8, inner=2)

@@ -19,7 +19,7 @@ from ..networks.temporal_vae import TemporalVAE, VAEConfig
 from .compact import read_compact, with_compact_decoder
 from .denoiser_stages import DenoiserStage, SemanticStage, VGGTeacher
 from .losses import PerceptualLoss
-from .rollout_stages import DecoderStage, TurboStage
+from .rollout_stages import DecoderStage, Learning, TurboStage
 from .trainer import Stage
 from .vae_stages import Adversary, PixelLoss, VAEStage
 
@@ -184,7 +184,8 @@ def _rollout_stage(options: argparse.Namespace, vae: TemporalVAE, encoder: Seman
     denoiser = _with_text(load("denoiser", path, device), options)
     losses = (_pixel_loss(options, device), _adversary(options, device))
     common: dict[str, Any] = {"strength": options.strength, "steps": tuple(options.rollout_steps),
-                              "lr_share": options.lr_share, "everything": options.everything,
+                              "lr_share": options.lr_share,
+                              "learning": Learning(options.everything, options.freeze_trunk),
                               "flow_weight": options.flow_weight}
     if options.stage == "decoder":
         return DecoderStage(vae, denoiser, encoder, *losses, **common)

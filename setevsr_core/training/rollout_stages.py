@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -82,12 +84,24 @@ class RolloutStage(PictureStage):
                 self.decode(made, features, batch), batch.hr]
 
 
-def decoder_parameters(vae: TemporalVAE, everything: bool) -> list[nn.Parameter]:
-    """All decoder weights, or only what SD's has not: temporal, fusion and refining layers (the baseline's choice)."""
-    chosen = [(n, p) for n, p in vae.named_parameters() if n.startswith(("decoder.", "post_quant_conv."))]
-    if not everything:
-        chosen = [(n, p) for n, p in chosen if is_added(n)]
-    return [p for _, p in chosen]
+@dataclass(frozen=True)
+class Learning:
+    """Which of the decoder's weights learn.
+
+    everything: all, or only what SD's decoder has not: temporal, fusion and refining layers (the baseline's choice).
+    freeze_trunk: a trunk keeps what it has, but for `join`, by which it hears of the latents.
+    """
+
+    everything: bool = False
+    freeze_trunk: bool = False
+
+    def of(self, vae: TemporalVAE) -> list[nn.Parameter]:
+        return [parameter for name, parameter in vae.named_parameters() if self._takes(name)]
+
+    def _takes(self, name: str) -> bool:
+        if not name.startswith(("decoder.", "post_quant_conv.")) or not (self.everything or is_added(name)):
+            return False
+        return not self.freeze_trunk or not name.startswith("decoder.trunk.") or ".join." in name
 
 
 class DecoderStage(RolloutStage):
@@ -99,16 +113,16 @@ class DecoderStage(RolloutStage):
     name = "decoder"
 
     def __init__(self, vae: TemporalVAE, denoiser: Denoiser, encoder: SemanticEncoder | None, pixel_loss: PixelLoss,
-                 adversary: Adversary | None = None, *, everything: bool = False, lr_share: float = 0.25,
+                 adversary: Adversary | None = None, *, learning: Learning = Learning(), lr_share: float = 0.25,
                  strength: float = 1.0, steps: tuple[int, ...] = (2, 4), flow_weight: float = 0.5):
         super().__init__(vae, denoiser, encoder, pixel_loss, adversary, lr_share=lr_share, strength=strength,
                          steps=steps, flow_weight=flow_weight)
-        self.everything = everything
+        self.learning = learning
         denoiser.requires_grad_(False)
         learn_alone(vae, self.parameters())
 
     def parameters(self) -> list[nn.Parameter]:
-        return decoder_parameters(self.vae, self.everything)
+        return self.learning.of(self.vae)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         latents, features, semantics = self.conditions(batch)
@@ -133,27 +147,29 @@ class TurboStage(RolloutStage):
     def __init__(self, vae: TemporalVAE, denoiser: Denoiser, encoder: SemanticEncoder | None, pixel_loss: PixelLoss,
                  adversary: Adversary | None = None, *, strength: float = 1.0, steps: tuple[int, ...] = (4,),
                  lr_share: float = 0.25, latent_weight: float = 1.0, pixels: bool = True, with_decoder: bool = False,
-                 everything: bool = False, teacher: Denoiser | None = None, teacher_steps: int = 0,
+                 learning: Learning = Learning(), teacher: Denoiser | None = None, teacher_steps: int = 0,
                  flow_weight: float = 0.5):
         if with_decoder and not pixels:
             raise SettingsError("the decoder cannot learn along from latents alone: give --pixels beside "
                                 "--with-decoder, or leave --with-decoder out")
         super().__init__(vae, denoiser, encoder, pixel_loss, adversary, lr_share=lr_share, strength=strength,
                          steps=steps, flow_weight=flow_weight)
-        self.latent_weight, self.pixels, self.with_decoder, self.everything = (
-            latent_weight, pixels, with_decoder, everything
+        self.latent_weight, self.pixels, self.with_decoder, self.learning = (
+            latent_weight, pixels, with_decoder, learning
         )
         self.teacher = None if teacher is None else teacher.requires_grad_(False)
         self.teacher_run = schedules.linspace_timesteps(teacher_steps, strength) if teacher is not None else ()
-        learn_alone(vae, decoder_parameters(vae, everything) if with_decoder else [])
+        learn_alone(vae, self._decoder_parameters())
         denoiser.requires_grad_(True)
         self.networks: dict[str, nn.Module] = {"denoiser": denoiser}
         if with_decoder:
             self.networks["vae"] = vae
 
     def parameters(self) -> list[nn.Parameter]:
-        decoder = decoder_parameters(self.vae, self.everything) if self.with_decoder else []
-        return [*self.denoiser.parameters(), *decoder]
+        return [*self.denoiser.parameters(), *self._decoder_parameters()]
+
+    def _decoder_parameters(self) -> list[nn.Parameter]:
+        return self.learning.of(self.vae) if self.with_decoder else []
 
     def gradient_path(self) -> list[nn.Module]:
         return [*super().gradient_path(), *([self.vae.decoder] if self.pixels and not self.with_decoder else [])]

@@ -57,6 +57,7 @@ FLAGS = (
     ("pixels", "turbo: the loss looks at decoded pictures too"),
     ("with-decoder", "turbo: the decoder learns along"),
     ("everything", "decoder, turbo: all decoder weights learn, not only its temporal and fusion layers"),
+    ("freeze-trunk", "decoder, turbo: a trunk keeps what it has, and what feeds it learns to use the latents"),
 )
 NOT_OPTIONS = ("command", "stage", "data", "segments", "workers", "out", "size", "config", "estimate", "mix_vae",
                "descreen", "verbose", "run")
