@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
+    device = device_timing.chosen(args.device)
     dtype = getattr(torch, args.dtype) if args.dtype else automatic_dtype(device)
     if device.type != "cpu":
         settings = dict(reversed(denoiser_settings().items()))

@@ -20,6 +20,14 @@ from torch.autograd import DeviceType
 Call = Callable[[], Any]
 
 
+def chosen(name: str) -> torch.device:
+    """The device of a benchmark, made the current one: events, graphs and the profiler look at no other."""
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
 def nothing() -> None:
     """Between two calls, where nothing is to be made anew."""
 

@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
+    device = device_timing.chosen(args.device)
     dtype = getattr(torch, args.dtype) if args.dtype else automatic_dtype(device)
     latent = args.latent or (32 if device.type == "cpu" else 64)
     ways = {"as it is": as_it_is, "channels last": channels_last, "compiled blocks": compiled}

@@ -214,6 +214,15 @@ def test_a_call_is_timed_after_a_warm_up_with_something_new_before_each() -> Non
     assert device_timing.products_rate(CPU, torch.float32, side=16) > 0
 
 
+def test_another_gpu_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA events and graphs belong to the current device, whatever the work runs on."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        assert device_timing.chosen(name) == torch.device(name)
+    assert current == [torch.device("cuda:1")]
+
+
 def test_the_table_of_a_step_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(denoiser_step, "plain_unet", Plain)
     monkeypatch.setattr(device_timing, "products_rate", quick_rate)
