@@ -129,7 +129,7 @@ class TorchWork:
         return frame.clamp(0, 255)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=8)  # those of a clip of one factor; one matrix takes up to 60 MB at 4K
 def area_weights(source: int, target: int) -> np.ndarray:
     """(target, source) matrix of the mean over what each target pixel covers, as OpenCV's INTER_AREA takes it."""
     edges = np.arange(target + 1) * (source / target)
