@@ -19,17 +19,19 @@ def plan(
     An input is a video file, a folder of videos (its direct files), a folder of numbered pictures (one video), or a
     pattern. `output` is a folder if there is more than one input, if it is an existing folder, or ends with a slash;
     a result is named after its video, and after its ending too where two would collide. may_be_empty: an input in
-    which there is nothing (yet) is left out, instead of being an error.
-    Errors: VideoError for an input in which nothing is found, for an `output` that would have to be a folder and names
-    a file, or an input folder, and for numbered pictures without a folder of their own.
+    which there is nothing (yet) is left out, instead of being an error. What a pattern finds among the results of an
+    earlier run, directly in `output`, is left out.
+    Errors: VideoError for an input in which nothing is found, or only results, for an `output` that would have to be a
+    folder and names a file, or an input folder, and for numbered pictures without a folder of their own.
     """
     from .video.sequence import is_pattern
 
+    target = Path(output)
     found = [_expand(name) for name in inputs]
     if not may_be_empty:
         _require_all(inputs, found)
+    found = [_without_results(name, videos, target) for name, videos in zip(inputs, found, strict=True)]
     sources = list({path.resolve(): path for videos in found for path in videos}.values())
-    target = Path(output)
     chosen_one_by_one = len(inputs) == 1 and sources == [Path(inputs[0])]
     several = not chosen_one_by_one or target.is_dir() or output.endswith(("/", "\\"))
     if not several:
@@ -59,6 +61,17 @@ def _require_all(inputs: Sequence[str], found: Sequence[list[Path]]) -> None:
             raise VideoError(f"'{name}' is a folder without videos or pictures; give another one")
         if not videos:
             raise VideoError(f"no video is called '{name}'; check the pattern")
+
+
+def _without_results(name: str, videos: list[Path], target: Path) -> list[Path]:
+    """What a pattern has found but for what lies where the results go: the next look would take them for videos."""
+    if Path(name).exists():  # named by the user, or in a folder so named
+        return videos
+    results = target.resolve()
+    kept = [video for video in videos if results not in (video.resolve(), video.parent.resolve())]
+    if videos and not kept:
+        raise VideoError(f"'{name}' finds videos in '{target}' only, where the results go; give another folder")
+    return kept
 
 
 def _expand(name: str) -> list[Path]:

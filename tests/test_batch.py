@@ -91,6 +91,27 @@ def test_inputs_that_may_be_empty_do_not_hide_the_others(tmp_path: Path) -> None
     assert plan(inputs[:1], f"{tmp_path}/out/", ".mp4", may_be_empty=True) == ([], True)
 
 
+@pytest.mark.parametrize("pattern", ["clips/**/*.mp4", "clips/*", "clips/../clips/*"])
+def test_a_pattern_does_not_find_the_results(tmp_path: Path, pattern: str) -> None:
+    """Else --watch would restore them again and again."""
+    touch(tmp_path, "clips/a.mp4", "clips/more/b.mp4")
+    inputs, out = [str(tmp_path / pattern)], tmp_path / "clips" / "out"
+    first = plan(inputs, f"{out}/", ".mp4", may_be_empty=True)
+    assert names(first[0]) == [("a.mp4", "a.mp4"), ("b.mp4", "b.mp4")]
+    touch(out, "a.mp4", "b.mp4", "earlier.mkv")
+    assert plan(inputs, f"{out}/", ".mp4", may_be_empty=True) == first
+    (tmp_path / "link").symlink_to(out, target_is_directory=True)
+    assert names(plan(inputs, str(tmp_path / "link"), ".mp4")[0]) == names(first[0])
+
+
+def test_results_may_go_beside_a_video_that_is_named_and_above_a_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mkv", "raw/b.mp4")
+    inputs = [str(tmp_path / "a.mkv"), str(tmp_path / "raw"), str(tmp_path / "r*" / "*.mp4")]
+    assert names(plan(inputs, f"{tmp_path}/", ".mp4")[0]) == [("a.mkv", "a.mp4"), ("b.mp4", "b.mp4")]
+    with pytest.raises(VideoError, match=r"finds videos in '.*' only, where the results go; give another folder"):
+        plan([str(tmp_path / "*.mkv")], f"{tmp_path}/", ".mp4")
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder))
