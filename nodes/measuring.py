@@ -66,7 +66,8 @@ class Measure(io.ComfyNode):
             checks.require_frames(truth, "truth")
             truth = truth[..., :3].float().cpu()
         note = _shift_note(result, truth)
-        instruments = Instruments.build(names, Equipment(folders.own_folders()))
+        place = f"the folder '{folders.own_folder()}'"
+        instruments = Instruments.build(names, Equipment(folders.own_folders(), place=place))
         values = _measure(instruments, result, truth)
         text = _table(values, instruments.missing, note)
         chosen = [values.get(name) for name in ("psnr", "ssim_y", "lpips", "warping")]

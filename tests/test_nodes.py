@@ -1046,13 +1046,14 @@ def test_the_picture_of_meanings_needs_no_copy_of_them(pack: ModuleType) -> None
 
 
 # ---- judging --------------------------------------------------------------------------------------------------------
-def test_measure_gives_known_figures(nodes: dict[str, Any]) -> None:
+def test_measure_gives_known_figures(pack: ModuleType, nodes: dict[str, Any]) -> None:
     truth = clip(frames=3, height=24, width=32)[..., :3].clamp(0.2, 0.8)
     output = nodes["SeTeVSRMeasure"].execute(truth + 0.1, truth, "psnr, ssim, ssim_y, sharpness, lpips")
     text, psnr, ssim, lpips, warping = output.result
     assert psnr == pytest.approx(20.0, abs=1e-3) and 0 < ssim < 1
     assert lpips != lpips and warping != warping  # not a number: the file is not there, and it was not asked for
     assert "| PSNR ↑ | 20.00 |" in text and "| LPIPS | not measured: no file alexnet_features" in text
+    assert f"in the folder '{part(pack, 'nodes.folders').own_folder()}' |" in text
     assert output.ui.as_dict() == {"text": (text,)}
 
 

@@ -18,13 +18,14 @@ Figure = Callable[[Tensor, Tensor], float]
 @dataclass(frozen=True)
 class Equipment:
     """What measures are built from. weights: folders that hold weight files; ffmpeg: None looks for one; device: where
-    the learned ones compute.
+    the learned ones compute; place: these folders, in words that tell a user where to put a file.
     """
 
     weights: Sequence[Path] = ()
     ffmpeg: str | None = None
     device: str | None = None
     threads: int = 1
+    place: str = "the folders given with --weights"
 
     def find(self, *patterns: str) -> Path:
         """The first file or folder of that name. Errors: CheckpointError that says which file is wanted."""
@@ -32,7 +33,7 @@ class Equipment:
             for pattern in patterns:
                 for path in sorted(folder.glob(pattern)):
                     return path
-        raise CheckpointError(f"no file {' or '.join(patterns)} in the folders given with --weights")
+        raise CheckpointError(f"no file {' or '.join(patterns)} in {self.place}")
 
 
 @dataclass(frozen=True)
