@@ -569,6 +569,41 @@ def test_a_preset_is_gathered_and_two_trainings_of_its_vae_are_mixed(networks: P
         assert main([*gather, "--mix-vae", file, share]) != 0
 
 
+def test_a_preset_is_gathered_into_its_own_folder(
+    networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records and curves of what it was made of stay, under whatever name the folder is given."""
+    run, preset = tmp_path / "run", tmp_path / "preset"
+    shutil.copytree(networks, run)
+    (run / "record.json").write_text('{"stage": "decoder"}')
+    (run / "log.csv").write_text("step\n1\n")
+    assert main(["train", "preset", "--out", str(preset), "--vae", str(run / "vae.safetensors")]) == 0
+    monkeypatch.chdir(preset)
+    for out, vae in ((preset, preset), (Path("../preset"), preset), (preset, Path())):
+        assert main(["train", "preset", "--out", str(out), "--vae", str(vae / "vae.safetensors")]) == 0
+        assert json.loads((preset / "training.json").read_text()) == {"run": {"stage": "decoder"}}
+        assert (preset / "curve_run.csv").read_text() == "step\n1\n"
+    (run / "record.json").write_text('{"stage": "decoder", "steps": 2}')  # what is newer counts
+    (run / "log.csv").write_text("step\n2\n")
+    more = ["--vae", str(preset / "vae.safetensors"), "--denoiser", str(run / "denoiser.safetensors")]
+    assert main(["train", "preset", "--out", str(preset), *more]) == 0
+    assert json.loads((preset / "training.json").read_text())["run"]["steps"] == 2
+    assert (preset / "curve_run.csv").read_text() == "step\n2\n"
+
+
+def test_two_runs_of_one_name_are_refused(
+    networks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("first", "second"):
+        shutil.copytree(networks, tmp_path / place / "run")
+        (tmp_path / place / "run" / "record.json").write_text("{}")
+    files = ["--vae", str(tmp_path / "first" / "run" / "vae.safetensors"),
+             "--denoiser", str(tmp_path / "second" / "run" / "denoiser.safetensors")]
+    assert main(["train", "preset", "--out", str(tmp_path / "preset"), *files]) == 2
+    assert "have one name, by which a preset keeps their records; rename one" in capsys.readouterr().err
+    assert not (tmp_path / "preset").exists()
+
+
 def test_a_gathered_preset_restores_by_its_folder(networks: Path, tmp_path: Path) -> None:
     """It takes over the restore settings of a preset among what it was made of, and keeps those it has."""
     def gather(out: Path, source: Path) -> None:

@@ -27,14 +27,17 @@ def gather_preset(
     """Write the given networks in fp16 to `out`, with the records of the folders they lie in and of further `runs`.
 
     A preset among the folders hands on the records of what it was made of and, where `out` has no `config.json`, its
-    restore settings (of several the first one's, in the order of networks and runs).
+    restore settings (of several the first one's, in the order of networks and runs). `out` may be one of them.
     mixed: a second VAE and its share, for network interpolation (ESRGAN, section 3.4): between weights from before and
     after a stage that adds texture lies a network with less of its artefacts.
     descreen, sharpen: what the VAE does with what it decodes (`VAEConfig`); None leaves it as it is.
-    Errors: SettingsError for a share outside 0..1, a negative amount, a VAE of other sizes or without folds.
+    Errors: SettingsError for a share outside 0..1, a negative amount, a VAE of other sizes or without folds, and for
+    two runs of one name.
     """
     given = {kind: path for kind, path in networks.items() if path is not None}
     ending = {name: v for name, v in {"descreen": descreen, "sharpen": sharpen}.items() if v is not None}
+    folders = [folder.resolve() for folder in (*(path.parent for path in given.values()), *runs)]
+    records, curves = _records(list(dict.fromkeys(folders)))
     record: dict[str, Any] = {}
     for kind, path in given.items():
         network: Any = load(kind, path, torch.device("cpu"))
@@ -47,22 +50,38 @@ def gather_preset(
             record["ending"] = {"vae": f"{path.parent.name}/{path.name}", "descreen": config.descreen,
                                 "sharpen": config.sharpen}
         save_native(network, out / f"{FILE_NAMES[kind]}.safetensors", dtype=torch.float16)
-    folders = [*(path.parent for path in given.values()), *runs]
-    for folder in sorted({*folders}):
-        if (folder / "record.json").is_file():
-            record[folder.name] = json.loads((folder / "record.json").read_text())
-            if (folder / "log.csv").is_file():  # a run of fewer steps than --log-every has no curve
-                (out / f"curve_{folder.name}.csv").write_text((folder / "log.csv").read_text())
-        elif (folder / "training.json").is_file() and folder != out:
-            record = json.loads((folder / "training.json").read_text()) | record
-            for curve in folder.glob("curve_*.csv"):
-                (out / curve.name).write_text(curve.read_text())
-    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    for name, curve in curves.items():
+        if curve != out.resolve() / name:
+            (out / name).write_bytes(curve.read_bytes())
+    (out / "training.json").write_text(json.dumps(records | record, indent=1) + "\n")
     if not (out / "config.json").is_file():
         presets = [preset_config(folder) for folder in folders if (folder / "config.json").is_file()]
         defaults = presets[0].get("defaults", {}) if presets else {}
         config = {"name": out.resolve().name, "defaults": defaults}
         (out / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+
+
+def _records(folders: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Records of all runs by name, and where the curves lie by the name that they get.
+
+    A run among the folders counts before one of its name that a preset hands on, and of presets the first one.
+    Errors: SettingsError for two runs of one name.
+    """
+    runs: dict[str, Path] = {}
+    for folder in folders:
+        if (folder / "record.json").is_file() and runs.setdefault(folder.name, folder) != folder:
+            raise SettingsError(f"'{runs[folder.name]}' and '{folder}' have one name, by which a preset keeps their "
+                                "records; rename one of them")
+    records = {name: json.loads((folder / "record.json").read_text()) for name, folder in runs.items()}
+    curves = {f"curve_{name}.csv": folder / "log.csv" for name, folder in runs.items()
+              if (folder / "log.csv").is_file()}  # a run of fewer steps than --log-every has none
+    for folder in folders:
+        if (folder / "training.json").is_file():
+            handed = json.loads((folder / "training.json").read_text())
+            curves = {f"curve_{name}.csv": folder / f"curve_{name}.csv" for name in handed
+                      if name not in records and (folder / f"curve_{name}.csv").is_file()} | curves
+            records = handed | records
+    return records, curves
 
 
 def ended(config: VAEConfig, changes: Mapping[str, Any]) -> VAEConfig:
