@@ -499,12 +499,35 @@ def test_a_config_file_sets_options_and_the_command_line_wins(packed: Path, netw
         merged_options("stage1", "nano", {}, config)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("steps", "100", 'steps is "100", it must be a whole number'), ("steps", True, "steps is true"),
+     ("trunk", None, "trunk is null, it must be a whole number"), ("trunk", 2.5, "trunk is 2.5"),
+     ("batch", 2.0, "batch is 2.0, it must be a whole number"), ("minutes", None, "minutes is null"),
+     ("with_decoder", "false", 'with_decoder is "false", it must be true or false'), ("with_decoder", 0, "is 0, it"),
+     ("learning_rate", "1e-4", "it must be a number"), ("learning_rate", float("nan"), "learning_rate is nan"),
+     ("rollout_steps", 4, "it must be a list of whole numbers"), ("rollout_steps", [], "list of whole numbers"),
+     ("rollout_steps", [2, "4"], "list of whole numbers"), ("device", 1, "device is 1, it must be a text"),
+     ("vae", 1, "vae is 1, it must be the name of a file, or null"), ("trains", "old", "'old', choose all or new")],
+)
+def test_a_config_file_with_a_value_of_another_kind_is_refused(
+    name: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "own.json"
+    config.write_text(json.dumps({name: value}))
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        train_settings(merged_options("turbo", "nano", {}, config))
+    config.write_text(json.dumps({"learning_rate": 1, "vae": None, "vgg": "vgg.safetensors", "rollout_steps": [3]}))
+    assert merged_options("turbo", "nano", {}, config).vgg == Path("vgg.safetensors")
+
+
 @pytest.mark.parametrize("size", ["nano", "sd21"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_has_complete_defaults(stage: str, size: str) -> None:
+def test_every_stage_has_complete_defaults_of_the_right_kind(stage: str, size: str) -> None:
     options = merged_options(stage, size, {})
     assert train_settings(options).steps > 0
-    assert {name.replace("-", "_") for name, *_ in (*NUMBERS, *FLAGS)} <= set(vars(options))
+    kinds = {name.replace("-", "_"): kind for name, kind, _ in (*NUMBERS, *((name, bool, "") for name, _ in FLAGS))}
+    assert kinds == {name: type(value) for name, value in vars(options).items() if name in kinds}
 
 
 @pytest.mark.parametrize("device", ["toaster", "cuda:77"])
