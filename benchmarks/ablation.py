@@ -33,7 +33,7 @@ import torch
 from setevsr_core import Restorer
 from setevsr_core.checkpoints import load_denoiser, load_semantic_encoder, load_temporal_vae
 from setevsr_core.checkpoints.denoiser import is_added
-from setevsr_core.errors import CheckpointError, SettingsError
+from setevsr_core.errors import CheckpointError
 from setevsr_core.evaluation.metrics import LPIPS
 from setevsr_core.evaluation.statistics import bootstrap
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
@@ -43,7 +43,7 @@ from setevsr_core.training.losses import PerceptualLoss
 from setevsr_core.training.processes import Processes
 from setevsr_core.training.rollout_stages import TurboStage
 from setevsr_core.training.train_command import save_networks
-from setevsr_core.training.trainer import PRECISIONS, Trainer, TrainSettings
+from setevsr_core.training.trainer import PRECISIONS, Trainer, TrainSettings, require_same
 from setevsr_core.training.vae_stages import PixelLoss
 
 from .measuring import Figures, held_out, measure
@@ -161,9 +161,8 @@ def keep_settings(args: argparse.Namespace) -> None:
     path = args.out / "ablation.json"
     if not path.exists():
         path.write_text(json.dumps(decides, indent=1), encoding="utf-8")
-    elif (stored := json.loads(path.read_text(encoding="utf-8"))) != decides:
-        changed = sorted(key for key in decides if stored.get(key) != decides[key])
-        raise SettingsError(f"'{args.out}' holds an ablation of another {', '.join(changed)}: choose another --out")
+    else:
+        require_same(json.loads(path.read_text(encoding="utf-8")), decides, f"'{args.out}' holds an ablation")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -123,7 +123,7 @@ def test_the_ablation_trains_four_variants_and_resumes(
     ablation.main(command)
     assert (tmp_path / "d" / "record.json").is_file()
     assert (tmp_path / "a" / "denoiser.safetensors").stat().st_mtime_ns == written
-    with pytest.raises(SettingsError, match="another steps"):
+    with pytest.raises(SettingsError, match="an ablation with steps '2' and not '3'"):
         ablation.main(ablation_arguments(packed, networks, tmp_path, "--steps", "3"))
 
 

@@ -48,8 +48,13 @@ from tools import compact
 from .training_helpers import TINY_DENOISER, TINY_VAE
 
 
+GAN = ("--gan-weight", "0.1", "--gan-start", "1")
+
+
 class Squared(Stage):
     """The squares of a small network on pieces of the batch; to count by hand what it keeps."""
+
+    name = "squared"
 
     def __init__(self, network: torch.nn.Module) -> None:
         self.network, self.networks = network, {"network": network}
@@ -263,16 +268,74 @@ def test_windows_show_the_same_place_of_prediction_and_target() -> None:
     assert random_windows(pictures, pictures, 12, batch)[0] is pictures
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(packed: Path, networks: Path, tmp_path: Path) -> None:
-    whole = train("stage1", packed, networks, tmp_path / "whole", steps=4)
-    train("stage1", packed, networks, tmp_path / "halves", steps=2)
+@pytest.mark.parametrize(("stage", "loss", "more"), [("stage1", "eps_mse", ()), ("decoder", "adversarial", GAN)])
+def test_an_interrupted_run_ends_with_the_same_bits(
+    stage: str, loss: str, more: tuple[str, ...], packed: Path, networks: Path, tmp_path: Path
+) -> None:
+    whole = train(stage, packed, networks, tmp_path / "whole", *more, steps=4)
+    train(stage, packed, networks, tmp_path / "halves", *more, steps=2)
     with (tmp_path / "halves" / "log.csv").open("a") as log:  # what a kill after the last checkpoint leaves there
         log.write("3,9.9,0.5\r\n2,9")
-    resumed = train("stage1", packed, networks, tmp_path / "halves", steps=4)
+    resumed = train(stage, packed, networks, tmp_path / "halves", *more, steps=4)
     assert not changed(whole, resumed)
-    curves = [[row[name] for row in csv.DictReader((tmp_path / run / "log.csv").open()) for name in ("step", "eps_mse")]
+    curves = [[row[name] for row in csv.DictReader((tmp_path / run / "log.csv").open()) for name in ("step", loss)]
               for run in ("whole", "halves")]
-    assert curves[0] == curves[1]
+    assert curves[0] == curves[1] and float(curves[0][-1]) != 0
+    states = [torch.load(tmp_path / run / "state.pt", weights_only=True) for run in ("whole", "halves")]
+    for part in ("networks", "ema", "optimizer", "stage"):
+        assert_same(states[0][part], states[1][part])
+    if more:
+        adversary = states[0]["stage"]["adversary"]
+        assert adversary["active"] and any(name.endswith("_u") for name in adversary["network"])
+
+
+def assert_same(first: Any, second: Any) -> None:
+    """Nested states are equal bit for bit."""
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            assert_same(value, second[key])
+    elif isinstance(first, list):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    else:
+        assert first == second
+
+
+def test_a_run_goes_on_only_with_the_options_that_it_began_with(
+    packed: Path, networks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    train("decoder", packed, networks, out, steps=1)
+    other = shutil.copytree(packed, tmp_path / "other")
+    (other / "meta.json").write_text((packed / "meta.json").read_text().replace('"steady": 2', '"steady": 4'))
+
+    def refused(stage: str, data: Path, *more: str) -> str:
+        assert main(arguments(stage, data, networks, out, *more)) == 2
+        return capsys.readouterr().err
+
+    for stage, data, more, said in (
+        ("turbo", packed, (), "stage 'decoder' and not 'turbo'"), ("decoder", packed, ("--seed", "1"), "seed 0 and not 1"),
+        ("decoder", packed, ("--trunk", "3"), "trunk 0 and not 3"), ("decoder", packed, GAN, "gan_weight 0.0 and not 0.1"),
+        ("decoder", packed, ("--learning-rate", "1"), "learning_rate 0.0004 and not 1.0"),
+        ("decoder", packed, ("--batch", "1"), "batch 2 and not 1"), ("decoder", other, (), "data ' ("),
+        ("decoder", packed, ("--accumulate", "2"), "accumulate times processes 1 and not 2"),
+    ):  # fmt: skip
+        message = refused(stage, data, *more)
+        assert said in message and "give another --out, or the options of then" in message
+    longer = ("--minutes", "100", "--save-every", "7", "--log-every", "2", "--checkpointing")
+    train("decoder", packed, networks, out, *longer, steps=2)
+    assert json.loads((out / "record.json").read_text())["steps"] == 2
+
+    state = torch.load(out / "state.pt", weights_only=True)  # as an earlier version wrote it
+    del state["options"]
+    torch.save(state, out / "state.pt")
+    for stage, more in (("turbo", ()), ("decoder", GAN)):
+        assert "holds a training of another stage or of other networks" in refused(stage, packed, *more)
+    train("decoder", packed, networks, out, steps=3)
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_has_every_step_once(

@@ -74,10 +74,9 @@ def _read(config: Path) -> dict[str, Any]:
 
 
 def recorded(options: argparse.Namespace) -> dict[str, Any]:
-    """The options as a training record keeps them: files by folder and name, without their place on this machine."""
-    values = {name: f"{value.parent.name}/{value.name}" if isinstance(value, Path) else value
-              for name, value in vars(options).items()}
-    return {name: value for name, value in values.items() if value is not None and value != float("inf")}
+    """The options as a training keeps them: files by folder and name, without their place on this machine."""
+    return {name: f"{value.absolute().parent.name}/{value.name}" if isinstance(value, Path) else value
+            for name, value in vars(options).items()}
 
 
 def train_settings(options: argparse.Namespace) -> TrainSettings:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import logging
 import math
 import time
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingsError, TrainingError, require
+from ..memory import is_out_of_memory
 from ..networks.sharpening import unsharp_mask
 from ..precision import training_precision, warn_of_emulation
 from ..video.durable import sync_file, sync_folder, write_atomically
@@ -47,6 +50,22 @@ def check_bounds(values: Mapping[str, Any], bounds: Bounds) -> None:
         if not least <= values[name] <= most:
             wanted = f"be at least {least}" if most == math.inf else f"lie in {least}..{most}"
             raise SettingsError(f"{name} is {values[name]:g}, it must {wanted}")
+
+
+FREE = ("steps", "minutes", "save_every", "log_every", "device", "accumulate", "checkpointing", "vgg", "out")
+"""Options that may change when a training goes on: it may take longer, elsewhere, with the same VGG at another place,
+by more or fewer processes that see as many batches a step together.
+"""
+
+
+def require_same(kept: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
+    """SettingsError for the first three values that `wanted` has other than `kept`; what: the folder, as a sentence's
+    start. Names that only one of them knows belong to another version of this software and say nothing.
+    """
+    changed = [name for name in kept if name in wanted and kept[name] != wanted[name]]
+    if changed:
+        said = ", ".join(f"{name} {kept[name]!r} and not {wanted[name]!r}" for name in changed[:3])
+        raise SettingsError(f"{what} with {said}: give another --out, or the options of then")
 
 
 @dataclass(frozen=True)
@@ -182,7 +201,9 @@ class Trainer:
         self.processes = stage.processes = processes or Processes(settings.device)
         self.device = self.processes.device
         self.settings = settings = settings.on(self.device)
-        self.options = {**(options or asdict(settings)), "precision": settings.precision}  # for the record
+        options = {**(options or asdict(settings)), "precision": settings.precision}
+        self.options = {name: value for name, value in options.items() if value is not None and value != math.inf}
+        self._deciding = self._what_decides(options)
         warn_of_emulation(self.device, settings.autocast_dtype)
         if settings.checkpointing:
             for network in stage.gradient_path():
@@ -197,10 +218,17 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
 
+    def _what_decides(self, options: dict[str, Any]) -> dict[str, Any]:
+        """All that a resumed run must have in common with what it goes on from, as it reads back from a file."""
+        found = {"stage": self.stage.name, "data": _identity(self.data.meta), **asdict(self.settings), **options,
+                 "accumulate times processes": self.settings.accumulate * self.processes.count}
+        return json.loads(json.dumps({name: value for name, value in found.items() if name not in FREE}))
+
     def run(self) -> dict[str, Any]:
         """Train to the end (or to the time limit) and write the averaged networks; returns the training record.
 
-        Errors: SettingsError where a process finds another state than the first one in the folder.
+        Errors: SettingsError where the folder holds another training, or a process finds another state there than the
+        first one.
         """
         self._resume()
         if self.processes.main:
@@ -302,6 +330,7 @@ class Trainer:
 
     def _write_state(self) -> None:
         state = {
+            "options": self._deciding,
             "step": self.step, "seconds": self.seconds, "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(), "scaler": self.scaler.state_dict(), "stage": self.stage.state(),
             "networks": {name: network.state_dict() for name, network in self.stage.networks.items()},
@@ -319,6 +348,18 @@ class Trainer:
         # To the CPU: on a GPU it would lie there beside what it is copied to, and Adam would ask the GPU at every step
         # for each count of steps, which is not moved back.
         state = torch.load(path, map_location="cpu", weights_only=True)
+        require_same(state.get("options", {}), self._deciding, f"'{self.folder}' holds a training")
+        try:
+            self._take_back(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise SettingsError(f"'{self.folder}' holds a training of another stage or of other networks ({reason}): "
+                                "give another --out, or the options of then") from error
+        log.info("%s resumes at step %d", self.stage.name, self.step)
+
+    def _take_back(self, state: dict[str, Any]) -> None:
         for name, network in self.stage.networks.items():
             network.load_state_dict(state["networks"][name])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -327,7 +368,6 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.stage.load_state(state["stage"])
         self.step, self.seconds = state["step"], state["seconds"]
-        log.info("%s resumes at step %d", self.stage.name, self.step)
 
     def _forget_later_rows(self) -> None:
         """Take out of the curves what a killed run logged after its last checkpoint: those steps come again."""
@@ -380,6 +420,15 @@ class Trainer:
 def _without_path(source: dict[str, Any]) -> dict[str, Any]:
     """A source of the data for the record: the folder's name says what it was, its place on this machine does not."""
     return {**source, "folder": Path(source["folder"]).name}
+
+
+def _identity(meta: dict[str, Any]) -> str:
+    """Names the data's folders, with a digest of what was drawn from them and how; a pack may grow meanwhile."""
+    names = [Path(source["folder"]).name for source in meta.get("sources", [])]
+    settings = {name: value for name, value in meta["settings"].items() if value and name != "segments"}
+    decides = [names, meta.get("videos"), meta.get("photos"), settings]
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    return f"{', '.join(names)} ({digest[:8]})"
 
 
 def _what_was_done(meta: dict[str, Any]) -> dict[str, Any]:
