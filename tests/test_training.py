@@ -47,7 +47,6 @@ from tools import compact
 
 from .training_helpers import TINY_DENOISER, TINY_VAE
 
-
 GAN = ("--gan-weight", "0.1", "--gan-start", "1")
 
 
@@ -318,8 +317,10 @@ def test_a_run_goes_on_only_with_the_options_that_it_began_with(
         return capsys.readouterr().err
 
     for stage, data, more, said in (
-        ("turbo", packed, (), "stage 'decoder' and not 'turbo'"), ("decoder", packed, ("--seed", "1"), "seed 0 and not 1"),
-        ("decoder", packed, ("--trunk", "3"), "trunk 0 and not 3"), ("decoder", packed, GAN, "gan_weight 0.0 and not 0.1"),
+        ("turbo", packed, (), "stage 'decoder' and not 'turbo'"),
+        ("decoder", packed, ("--seed", "1"), "seed 0 and not 1"),
+        ("decoder", packed, ("--trunk", "3"), "trunk 0 and not 3"),
+        ("decoder", packed, GAN, "gan_weight 0.0 and not 0.1"),
         ("decoder", packed, ("--learning-rate", "1"), "learning_rate 0.0004 and not 1.0"),
         ("decoder", packed, ("--batch", "1"), "batch 2 and not 1"), ("decoder", other, (), "data ' ("),
         ("decoder", packed, ("--accumulate", "2"), "accumulate times processes 1 and not 2"),
