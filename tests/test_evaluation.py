@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from setevsr_core import cli
-from setevsr_core.errors import CheckpointError, InputError, MissingPackageError, SettingsError
+from setevsr_core.errors import CheckpointError, InputError, MissingPackageError, SettingsError, VideoError
 from setevsr_core.evaluation import alignment, datasets, measures, methods, metrics, pictures, running, tables
 from setevsr_core.evaluation.records import TRUTH, Records, Row
 from setevsr_core.evaluation.statistics import bootstrap
@@ -309,8 +309,26 @@ def test_frames_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
         pictures.save_png(tmp_path / f"im{number}.png", torch.full((4, 4, 3), number / 255))
     assert (datasets.read_frames(tmp_path)[:, 0, 0, 0] * 255).round().tolist() == [9, 10, 100]
     pictures.save_png(tmp_path / "im101.png", torch.zeros(4, 5, 3))
-    with pytest.raises(Exception, match="differ in size"):
+    with pytest.raises(VideoError, match="5x4, the first picture 4x4; all need one size"):
         datasets.read_frames(tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".tif"])
+@pytest.mark.parametrize("shape", [(), (3,), (4,)])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_pixels_of_pictures_are_those_of_opencv_in_0_to_1(
+    tmp_path: Path, ending: str, shape: tuple[int, ...], depth: int
+) -> None:
+    if ending == ".jpg" and (depth == 16 or shape == (4,)):
+        pytest.skip("JPEG has neither")
+    cv2 = pytest.importorskip("cv2")
+    values = np.random.default_rng(0).integers(0, 2**depth, (256, 300, *shape))
+    path = str(tmp_path / f"frame_1{ending}")
+    assert cv2.imwrite(path, values.astype(f"uint{depth}"))
+    expected = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    assert expected is not None and expected.dtype == f"uint{depth}"
+    found = datasets.read_frames(tmp_path)[0].numpy()
+    assert np.array_equal(found, expected[..., ::-1].astype(np.float32) / (2**depth - 1))
 
 
 def test_low_resolution_that_does_not_belong_to_the_truth_is_refused(tmp_path: Path) -> None:

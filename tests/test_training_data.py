@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 cv2 = pytest.importorskip("cv2")
 av = pytest.importorskip("av")
@@ -233,6 +234,23 @@ def test_a_folder_of_numbered_pictures_is_a_clip(material: Path, tmp_path: Path)
     with pytest.raises(SettingsError, match="'002'"):
         sources.list_material([tmp_path], without=["002"])
     assert len(PackedDataset(pack([tmp_path], tmp_path / "out", segments=4, without=["001"], **SMALL))) == 4
+
+
+@pytest.mark.parametrize("name", ["8.png", "16.png", "grey.png", "alpha.png", "plain.jpg", "turned.jpg", "ç ⚡.jpg"])
+def test_pixels_of_photographs_are_those_of_opencv(tmp_path: Path, name: str) -> None:
+    """8 bit, and the way up that the camera noted."""
+    path, photo = tmp_path / name, picture(20, 30, 1)
+    if name == "turned.jpg":
+        tags = Image.Exif()
+        tags[0x0112] = 6  # a quarter turn
+        Image.fromarray(photo).save(path, exif=tags)
+    else:
+        grey = photo[..., 0]
+        made = {"16": photo.astype(np.uint16) * 200 + 99, "grey": grey, "alpha": np.dstack([photo, grey])}
+        assert cv2.imwrite(str(path), made.get(path.stem, photo))
+    expected = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    assert expected is not None and (expected.shape == (30, 20, 3)) == (name == "turned.jpg")
+    assert np.array_equal(sources.read_photo(path), expected[..., ::-1])
 
 
 def test_unreadable_clip_is_named(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError, SettingsError, VideoError, require
+from ..errors import InputError, SettingsError, VideoError
 from ..training.degradation import Degradation
 from ..video.formats import VIDEO_ENDINGS
 from ..video.reading import VideoReader
+from ..video.sequence import PICTURES, SequenceReader, natural_key
 
 logger = logging.getLogger(__name__)
 
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 DEGRADE = "degrade"
 """Name of the low-resolution version that is made here instead of read."""
 
@@ -233,13 +232,8 @@ def _stem(name: str) -> str:
 def is_sequence(path: Path) -> bool:
     """A video file, or a folder with pictures directly in it."""
     if path.is_dir():
-        return any(entry.suffix.lower() in PICTURE_SUFFIXES for entry in path.iterdir())
+        return any(entry.suffix.lower() in PICTURES for entry in path.iterdir())
     return path.suffix.lower() in VIDEO_ENDINGS
-
-
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sorts 2.png before 10.png."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def read_frames(path: Path, limit: int = 0) -> Tensor:
@@ -247,30 +241,8 @@ def read_frames(path: Path, limit: int = 0) -> Tensor:
 
     Errors: VideoError naming the file.
     """
-    frames = list(itertools.islice(_frames(path), limit or None))
+    with SequenceReader(path) if path.is_dir() else VideoReader(path) as reader:
+        frames = list(itertools.islice(reader, limit or None))
     if not frames:
         raise VideoError(f"'{path}' holds no frames")
-    sizes = {tuple(frame.shape) for frame in frames}
-    if len(sizes) > 1:
-        raise VideoError(f"the frames in '{path}' differ in size; a clip has one size")
     return torch.stack(frames)
-
-
-def _frames(path: Path) -> Iterator[Tensor]:
-    if not path.is_dir():
-        with VideoReader(path) as reader:
-            yield from reader
-        return
-    pictures = [entry for entry in path.iterdir() if entry.suffix.lower() in PICTURE_SUFFIXES]
-    for picture in sorted(pictures, key=lambda entry: natural_key(entry.name)):
-        yield _picture(picture)
-
-
-def _picture(path: Path) -> Tensor:
-    """One picture file of 8 or 16 bit as (H, W, 3)."""
-    cv2: Any = require("cv2", "opencv-python-headless", "reading pictures")
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    if picture is None or picture.dtype.name not in ("uint8", "uint16"):
-        raise VideoError(f"'{path}' cannot be read as a picture of 8 or 16 bit; repair or remove it")
-    largest = 255 if picture.dtype.name == "uint8" else 65535
-    return torch.from_numpy(picture[..., ::-1].astype("float32") / largest)

@@ -15,8 +15,10 @@ import numpy as np
 
 from ..errors import InputError, SettingsError, VideoError, require
 from ..video.formats import VIDEO_ENDINGS
+from ..video.sequence import load_picture, pictures_in
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png"}
+"""The pictures that count as material; more of them would change what packs are made of that exist already."""
 _EXACT = 0x4 | 0x2000 | 0x40000
 """Flags of FFmpeg's scaler: bicubic chroma, all of it, rounded to nearest; the fast default darkens by one level."""
 
@@ -65,9 +67,8 @@ def _names(path: Path) -> set[str]:
 
 def numbered_frames(folder: Path) -> list[Path]:
     """The pictures of a folder in the order of their numbers; [] unless there are two or more and all are numbered."""
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES]
-    numbered = len(paths) > 1 and all(path.stem.isdecimal() for path in paths)
-    return sorted(paths, key=lambda path: int(path.stem)) if numbered else []
+    paths = [path for path in pictures_in(folder) if path.suffix.lower() in PHOTO_SUFFIXES]
+    return paths if len(paths) > 1 and all(path.stem.isdecimal() for path in paths) else []
 
 
 def read_window(path: Path, position: float, length: int) -> list[np.ndarray]:
@@ -127,11 +128,7 @@ def crop_reduced(frames: Sequence[np.ndarray], top: int, left: int, side: int, s
 
 def read_photo(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB; VideoError if it is no picture."""
-    cv2 = require("cv2", "opencv-python-headless", "reading photographs")
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise VideoError(f"cannot read the picture '{path}'; repair or remove it.")
-    return np.ascontiguousarray(picture[..., ::-1])
+    return np.ascontiguousarray(load_picture(path, as_seen=True)[..., ::-1])
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,12 @@ def is_pattern(path: Path) -> bool:
 def pictures_in(folder: Path) -> list[Path]:
     """The picture files directly in `folder`, 2 before 10."""
     found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.is_file()]
-    return sorted(
-        found, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-    )
+    return sorted(found, key=lambda path: natural_key(path.name))
+
+
+def natural_key(name: str) -> list[int | str]:
+    """Sorts 2.png before 10.png."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
 
 
 class SequenceReader:
@@ -69,7 +72,7 @@ class SequenceReader:
             raise VideoError(
                 f"'{folder}' holds no pictures in the chosen part; give a folder with {', '.join(PICTURES)}"
             )
-        picture = _load(self._paths[0])
+        picture = load_picture(self._paths[0])
         self.size: tuple[int, int] = (picture.shape[0], picture.shape[1])
         self.alpha = alpha and picture.ndim == 3 and picture.shape[2] == 4
         transparent = not alpha and bool(_to_rgb(picture, alpha=True)[..., 3].min() < 1)
@@ -94,7 +97,7 @@ class SequenceReader:
 
     def __iter__(self) -> Iterator[Tensor]:
         for path in self._paths:
-            picture = _load(path)
+            picture = load_picture(path)
             if picture.shape[:2] != self.size:
                 raise VideoError(
                     f"'{path}' is {picture.shape[1]}x{picture.shape[0]}, the first picture "
@@ -233,14 +236,18 @@ class SequenceWriter:
             self.abort()
 
 
-def _load(path: Path) -> np.ndarray:
-    """(H,W), (H,W,3) or (H,W,4) as OpenCV reads it: BGR(A), uint8, uint16 or float32."""
+def load_picture(path: Path, *, as_seen: bool = False) -> np.ndarray:
+    """(H,W), (H,W,3) or (H,W,4) as OpenCV reads it: BGR(A), uint8, uint16 or float32.
+
+    as_seen: always (H,W,3) uint8, and turned the way the camera was held. Errors: VideoError naming the file.
+    """
     if path.suffix.lower() == ".exr":
         os.environ.setdefault("OPENCV_IO_ENABLE_OPENEXR", "1")
     cv2 = require("cv2", "opencv-python-headless", "reading pictures")
     try:
         # Not imread: it cannot open every Unicode name on Windows.
-        picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+        kind = cv2.IMREAD_COLOR if as_seen else cv2.IMREAD_UNCHANGED
+        picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), kind)
     except (OSError, cv2.error) as error:
         raise VideoError(f"'{path}' cannot be read as a picture: {error}") from error
     if picture is None:
