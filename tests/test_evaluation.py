@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -451,6 +452,26 @@ def test_command_from_data_to_pictures_and_resumes(
     monkeypatch.setattr(datasets.ClipLoader, "load", forbidden)
     assert evaluate(small_set, *arguments) == 0
     assert len((small_set / "out" / "rows.jsonl").read_text().splitlines()) == len(rows)
+
+
+def test_figures_of_other_data_are_measured_again(small_set: Path) -> None:
+    """Also where folder and clips have the names of before; clips that are the same files stay."""
+    def measured() -> list[tuple[str, str]]:
+        lines = (small_set / "out" / "rows.jsonl").read_text().splitlines()
+        return [(row["clip"], row["method"]) for row in map(json.loads, lines)]
+
+    arguments = ("--methods", "bicubic")
+    assert evaluate(small_set, *arguments) == 0
+    before = measured()
+    shutil.copytree(small_set / "data", small_set / "copy")  # with the times of change, as to another machine
+    shutil.rmtree(small_set / "data")
+    (small_set / "copy").rename(small_set / "data")
+    assert evaluate(small_set, *arguments) == 0 and measured() == before
+    frame = small_set / "data" / "two" / "00000001.png"
+    pictures.save_png(frame, textured(1, 64, 96, seed=7)[0])
+    os.utime(frame, ns=(0, 1))  # however soon after the first time
+    assert evaluate(small_set, *arguments) == 0
+    assert measured()[len(before):] == [("two", "bicubic"), ("two", TRUTH)]
 
 
 def test_command_names_the_version_and_not_the_clip_that_it_lies_in(tmp_path: Path) -> None:

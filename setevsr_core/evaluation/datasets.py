@@ -21,7 +21,7 @@ from ..errors import InputError, SettingsError, VideoError
 from ..training.degradation import Degradation
 from ..video.formats import VIDEO_ENDINGS
 from ..video.reading import VideoReader
-from ..video.sequence import PICTURES, SequenceReader, natural_key
+from ..video.sequence import PICTURES, SequenceReader, natural_key, pictures_in
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,11 @@ class ClipFiles:
     low: Path | None
     version: str
     index: int
+
+    def sources(self) -> list[Path]:
+        """Every file that its frames are read from."""
+        parts = [path for path in (self.truth, self.low) if path is not None]
+        return [file for path in parts for file in (pictures_in(path) if path.is_dir() else [path])]
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class Preset:
 
         folder = preset_folder(self.preset)
         files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
-        return _stamp(files, *(f"{key}={value!r}" for key, value in sorted(self.settings.items())))
+        return stamp(files, *(f"{key}={value!r}" for key, value in sorted(self.settings.items())))
 
     def prepare(self) -> None:
         if self._restorer is None:
@@ -170,7 +170,7 @@ class Upscaler:
     _model: Any = field(default=None, repr=False)
 
     def fingerprint(self, clip: str) -> str:
-        return _stamp([self.path])
+        return stamp([self.path])
 
     def prepare(self) -> None:
         self._load()
@@ -242,7 +242,7 @@ class Steadied:
     steady_result: int = 0
 
     def fingerprint(self, clip: str) -> str:
-        return _stamp([], self.method.fingerprint(clip), f"steady {self.steady}, result {self.steady_result}")
+        return stamp([], self.method.fingerprint(clip), f"steady {self.steady}, result {self.steady_result}")
 
     def prepare(self) -> None:
         self.method.prepare()
@@ -262,7 +262,7 @@ class Results:
 
     def fingerprint(self, clip: str) -> str:
         path = self._find(clip)
-        return _stamp(sorted(path.iterdir()) if path.is_dir() else [path])
+        return stamp(sorted(path.iterdir()) if path.is_dir() else [path])
 
     def prepare(self) -> None:
         pass
@@ -293,7 +293,7 @@ def _on_grid(full: tuple[int, int], clip: Clip) -> tuple[int, int]:
     return full[0] // scale * scale, full[1] // scale * scale
 
 
-def _stamp(paths: Sequence[Path], *more: str) -> str:
+def stamp(paths: Sequence[Path], *more: str) -> str:
     """A short digest of names, sizes and times of change, and of what else decides the result."""
     digest = hashlib.sha256()
     for path in paths:

@@ -16,7 +16,7 @@ from . import pictures
 from .alignment import MAX_SHIFT, Shift, check_alignment, estimate_shift
 from .datasets import Clip, ClipFiles, ClipLoader
 from .measures import Instruments
-from .methods import Method, enlarge
+from .methods import Method, enlarge, stamp
 from .records import TRUTH, Records, Row
 
 Report = Callable[[str, str], None]
@@ -59,12 +59,12 @@ class Evaluation:
         return rows
 
     def _clip(self, files: ClipFiles, report: Report) -> list[Row]:
-        rows, data = [], _Lazy(self.loader, files)
+        rows, data, sources = [], _Lazy(self.loader, files), files.sources()
         for method in [*self.methods, None]:
             if method is None and files.truth is None:
                 continue
             name = TRUTH if method is None else method.name
-            fingerprint = _stamp_of_truth(files) if method is None else method.fingerprint(files.name)
+            fingerprint = stamp(sources, *([] if method is None else [method.fingerprint(files.name)]))
             row = self._known(files, name, fingerprint)
             if row is None:
                 row = self._measure(data, name, method, fingerprint)
@@ -164,7 +164,3 @@ def slug(name: str) -> str:
     """A file name for any name; different names stay different."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("_.") or "unnamed"
     return plain if plain == name else f"{plain}_{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-
-
-def _stamp_of_truth(files: ClipFiles) -> str:
-    return "" if files.truth is None else str(files.truth.stat().st_mtime_ns)
