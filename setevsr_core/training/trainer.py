@@ -354,7 +354,7 @@ class Trainer:
         except (KeyError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0]
             raise SettingsError(f"'{self.folder}' holds a training of another stage or of other networks ({reason}): "
                                 "give another --out, or the options of then") from error
         log.info("%s resumes at step %d", self.stage.name, self.step)
