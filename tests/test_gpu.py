@@ -52,6 +52,7 @@ from setevsr_core.video.steadying import steady
 
 from .conftest import REPOSITORY
 from .tiny_networks import randomise, tiny_denoiser
+from .training_helpers import compact_upscaler
 
 DEVICE = torch.device(os.environ.get("SETEVSR_TEST_DEVICE", "cuda"))
 ON_GPU = DEVICE.type == "cuda"
@@ -478,6 +479,14 @@ def test_a_stage_trains_on_the_device(
     assert len(rows) == 2 and all(math.isfinite(float(value)) for row in rows for value in row.values())
     assert all(torch.isfinite(value).all() for value in after.values() if value.is_floating_point())
     assert any(not torch.equal(before[key], after[key]) for key in after)
+
+
+def test_a_decoder_around_a_compact_upscaler_trains_on_the_device(
+    packed: Path, networks: Path, tmp_path: Path
+) -> None:
+    save_file(compact_upscaler(width=8, inner=3), tmp_path / "compact.safetensors")
+    after = train("decoder", packed, networks, tmp_path / "run", "--compact", str(tmp_path / "compact.safetensors"))
+    assert "decoder.trunk.convs.2.weight" in after and all(torch.isfinite(value).all() for value in after.values())
 
 
 @pytest.mark.parametrize("stage", ["vae", "stage1"])

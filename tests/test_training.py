@@ -45,7 +45,7 @@ from setevsr_core.training.vae_stages import Adversary, PixelLoss, random_window
 from setevsr_core.video.motion import warp
 from tools import compact
 
-from .training_helpers import TINY_DENOISER, TINY_VAE
+from .training_helpers import TINY_DENOISER, TINY_VAE, compact_upscaler
 
 GAN = ("--gan-weight", "0.1", "--gan-start", "1")
 
@@ -189,6 +189,18 @@ def test_a_decoder_around_a_compact_upscaler_decodes_at_first_what_that_makes_of
     torch.testing.assert_close(decoded[inner], expected[inner], atol=5e-3, rtol=0)
 
 
+def test_a_compact_upscaler_is_taken_over_whatever_device_is_chosen_around() -> None:
+    """As on a GPU, where the stage is built in a context of the device; what is computed on "meta" has no values."""
+    weights, vae = compact_upscaler(width=8, inner=2), TemporalVAE(TINY_VAE)
+    plain = with_compact_decoder(vae, weights).decoder.trunk
+    with torch.device("meta"):
+        again = with_compact_decoder(vae, weights).decoder.trunk
+    for part in ("conv_in", "convs", "slopes", "conv_out", "skip"):
+        for name, value in plain.named_parameters():
+            if name.startswith(part):
+                assert torch.equal(again.get_parameter(name), value), name
+
+
 @pytest.mark.parametrize("broken", ["another layout", "another enlargement"])
 def test_a_compact_upscaler_that_does_not_fit_is_refused_by_name(broken: str, packed: Path, networks: Path,
                                                                  tmp_path: Path, capsys: Any) -> None:
@@ -197,19 +209,6 @@ def test_a_compact_upscaler_that_does_not_fit_is_refused_by_name(broken: str, pa
     given = arguments("decoder", packed, networks, tmp_path / "run", "--compact", str(tmp_path / "other.safetensors"))
     assert main(given) == 2
     assert "compact" in capsys.readouterr().err
-
-
-def compact_upscaler(width: int, inner: int, scale: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random weights of such a network, in spandrel's names."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = [(3, width), *[(width, width)] * inner, (width, 3 * scale**2)]
-    weights = {}
-    for i, (given, made) in enumerate(sizes):
-        weights[f"body.{2 * i}.weight"] = torch.randn(made, given, 3, 3, generator=generator) / (9 * given) ** 0.5
-        weights[f"body.{2 * i}.bias"] = torch.randn(made, generator=generator) * 0.1
-        if i < len(sizes) - 1:
-            weights[f"body.{2 * i + 1}.weight"] = torch.full((width,), 0.2)
-    return weights
 
 
 def test_turbo_with_decoder_trains_both_and_never_the_encoder(packed: Path, networks: Path, tmp_path: Path) -> None:

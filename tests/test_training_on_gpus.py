@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from setevsr_core.networks.baseline_temporal import mix
@@ -23,7 +24,7 @@ from setevsr_core.training.train_command import STAGES
 from setevsr_core.training.trainer import Stage
 from setevsr_core.training.vae_stages import PictureStage
 
-from .training_helpers import TINY_DENOISER, TINY_VAE, write_networks
+from .training_helpers import TINY_DENOISER, TINY_VAE, compact_upscaler, write_networks
 
 GPU, NOWHERE = torch.device("cuda"), torch.device("meta")
 FULL_DENOISER = DenoiserConfig(channels=(32, 32), lr_channels=(32, 32), map_channels=32, spade_hidden=16, head_dim=32,
@@ -102,13 +103,18 @@ def test_a_step_of_every_stage_runs_on_a_gpu(
     assert touched and touched <= learning
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_is_built_where_it_is_wanted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "around"), [*((name, False) for name in STAGES), ("decoder", True)])
+def test_a_stage_is_built_where_it_is_wanted(
+    name: str, around: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With real files: loss networks, and what starts afresh, must not stay behind on the CPU."""
     write_networks(tmp_path)
     monkeypatch.setattr(losses, "load_backbone", lambda net, weights: None)
     files = {"vae": "vae", "denoiser": "denoiser", "semantic": "semantic_encoder"} if name != "semantic" else {}
     given = {kind: tmp_path / f"{file}.safetensors" for kind, file in files.items()}
+    if around:
+        given["compact"] = tmp_path / "compact.safetensors"
+        save_file(compact_upscaler(width=8, inner=2), given["compact"])
     stage = build_stage(options_of(name, "nano", vgg=tmp_path / "vgg.safetensors", **given), NOWHERE)
     places = {tensor.device for module in modules_of(stage) for tensor in module.state_dict().values()}
     assert places == {NOWHERE}

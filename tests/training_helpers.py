@@ -42,3 +42,16 @@ def write_networks(folder: Path) -> Path:
     checkpoints.save_native(denoiser, folder / "denoiser.safetensors")
     checkpoints.save_native(SemanticEncoder(SemanticEncoderConfig.nano()), folder / "semantic_encoder.safetensors")
     return folder
+
+
+def compact_upscaler(width: int, inner: int, scale: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights of such a network, in spandrel's names."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(3, width), *[(width, width)] * inner, (width, 3 * scale**2)]
+    weights = {}
+    for i, (given, made) in enumerate(sizes):
+        weights[f"body.{2 * i}.weight"] = torch.randn(made, given, 3, 3, generator=generator) / (9 * given) ** 0.5
+        weights[f"body.{2 * i}.bias"] = torch.randn(made, generator=generator) * 0.1
+        if i < len(sizes) - 1:
+            weights[f"body.{2 * i + 1}.weight"] = torch.full((width,), 0.2)
+    return weights

@@ -79,9 +79,10 @@ def adopt(trunk: Trunk, weights: Weights) -> None:
     `conv_in` and `skip` have to take the enlargement back. Both are linear in the frame, so they are solved for, by
     least squares on noise.
     """
-    count, device = convolutions(weights), trunk.slopes.device
-    weights = {key: value.to(device) for key, value in weights.items()}
-    low = torch.rand(PICTURES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(device)
+    count = convolutions(weights)
+    # Fitted on the CPU wherever the trunk lies, and whatever device is chosen around: its noise comes from there.
+    weights = {key: value.cpu() for key, value in weights.items()}
+    low = torch.rand(PICTURES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0), device="cpu")
     low = low * 0.5 + 0.25  # bicubic overshoots would be clipped at the ends of the range
     patch = round((len(weights[f"body.{2 * count + 2}.weight"]) // 3) ** 0.5)
     folded = F.pixel_unshuffle(F.interpolate(low * 2 - 1, scale_factor=patch, mode="bicubic"), patch)
