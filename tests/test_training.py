@@ -26,7 +26,7 @@ from setevsr_core import checkpoints
 from setevsr_core.cli import main
 from setevsr_core.errors import SettingsError, TrainingError
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
-from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
+from setevsr_core.networks.temporal_vae import TemporalVAE, Trunk, VAEConfig
 from setevsr_core.restorer import Restorer
 from setevsr_core.sampling.loop import denoise
 from setevsr_core.sampling.noise import START, frames_noise
@@ -469,7 +469,7 @@ def test_checkpointing_changes_memory_and_not_the_result(packed: Path, networks:
 def test_checkpointing_computes_all_blocks_twice_and_none_more_often(networks: Path) -> None:
     """What the loss passes through: the parts over time, and the frozen decoder behind the denoiser."""
     denoiser = checkpoints.load_denoiser(networks / "denoiser.safetensors", dtype=torch.float32)
-    vae = checkpoints.load_temporal_vae(networks / "vae.safetensors", dtype=torch.float32)
+    vae = checkpoints.load_temporal_vae(networks / "vae.safetensors", dtype=torch.float32, changes={"refine": 4})
     stage = TurboStage(vae, denoiser, None, PixelLoss(None, 0, 1), steps=(1,))
     for network in stage.gradient_path():
         checkpoint_blocks(network)
@@ -484,10 +484,26 @@ def test_checkpointing_computes_all_blocks_twice_and_none_more_often(networks: P
     torch.stack(list(stage.losses(batch).values())).sum().backward()
     assert max(calls.values()) == 2
     inside = ("temporal_transformer.", "temporal_spatial.", ".transformer_blocks.0.ff.", "decoder.up_blocks.",
-              "decoder.mid_block.", "decoder.fusion_layer")
+              "decoder.mid_block.", "decoder.fusion_layer", "decoder.trunk.convs.", "decoder.refinement.")
     for part in inside:
         found = {name: count for name, count in calls.items() if part in name and "upsamplers" not in name}
         assert found and set(found.values()) == {2}, part
+
+
+def test_checkpointing_computes_a_trunk_again_piece_by_piece() -> None:
+    """Its activations of the second pass never lie side by side, and gradients stay what they were."""
+    torch.manual_seed(0)
+    trunk = Trunk(VAEConfig.nano(trunk=Trunk.PIECE + 2, trunk_channels=8), 4)
+    given = torch.randn(1, 48, 6, 6), torch.randn(1, 4, 6, 6)
+    expected = torch.autograd.grad(trunk(*given).square().sum(), [*trunk.parameters()])
+    assert checkpoint_blocks(trunk) == 1
+    calls: list[int] = []
+    for i, conv in enumerate(trunk.convs):
+        conv.register_forward_pre_hook(lambda *_, i=i: calls.append(i))
+    found = torch.autograd.grad(trunk(*given).square().sum(), [*trunk.parameters()])
+    every = list(range(Trunk.PIECE + 2))
+    assert calls == [*every, *every[Trunk.PIECE :], *every[: Trunk.PIECE]]
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
 def test_estimate_prints_memory_and_trains_nothing(

@@ -256,8 +256,11 @@ class Trunk(nn.Module):
     """Folded pixels and the decoder's last feature -> better folded pixels: 3x3 convolutions and PReLU without norms,
     as in Real-ESRGAN's compact network.
 
-    A new trunk is an identity (`initialise.zero_new_modules`).
+    A new trunk is an identity (`initialise.zero_new_modules`). Training may compute it piece by piece (`PIECE` inner
+    convolutions) twice, about the root of nano's 37: inputs of the pieces and one piece's inside are kept at a time.
     """
+
+    PIECE = 6
 
     def __init__(self, config: VAEConfig, feature_channels: int, *, ops: Any = nn, dtype: torch.dtype | None = None,
                  device: Any = None):
@@ -275,9 +278,15 @@ class Trunk(nn.Module):
         """folded (N, 3 patch^2, h, w) near -1..1, feature (N, C, h, w) -> the shape of `folded`."""
         x = self.conv_in(folded) + self.join(feature)
         slopes = self.slopes.to(x)
-        for conv, slope in zip(self.convs, slopes, strict=False):  # the last slope is for the end
-            x = conv(F.prelu(x, slope))
+        for start in range(0, len(self.convs), self.PIECE):
+            x = self.piece(x, slopes, start)
         return self.skip(folded) + self.conv_out(F.prelu(x, slopes[-1]))
+
+    def piece(self, x: Tensor, slopes: Tensor, start: int) -> Tensor:
+        """The next inner convolutions from `start` on, (N, width, h, w) -> the same."""
+        for i in range(start, min(start + self.PIECE, len(self.convs))):
+            x = self.convs[i](F.prelu(x, slopes[i]))
+        return x
 
 
 class Refinement(nn.Module):

@@ -11,12 +11,13 @@ from ..networks.residual import ResidualBlock
 from ..networks.spatial_transformer import AttentionSite
 from ..networks.temporal_spatial import TemporalSpatialAwareness
 from ..networks.temporal_transformer import TemporalTransformer
-from ..networks.temporal_vae import DecoderLevel, EncoderLevel, Fusion, MidBlock
+from ..networks.temporal_vae import DecoderLevel, EncoderLevel, Fusion, MidBlock, Refinement, Trunk
 
 BLOCKS = (ResidualBlock, AttentionSite, TemporalTransformer, TemporalSpatialAwareness, EncoderLevel, DecoderLevel,
-          Fusion, MidBlock)
+          Fusion, MidBlock, Refinement)
 """What is forgotten as a whole: inputs of these are kept, all inside is computed twice. None runs inside another: the
-parts over time belong to an attention site, but not to its `forward`."""
+parts over time belong to an attention site, but not to its `forward`. A trunk is too deep for that and is forgotten
+in pieces."""
 
 
 def checkpoint_blocks(network: nn.Module) -> int:
@@ -26,7 +27,8 @@ def checkpoint_blocks(network: nn.Module) -> int:
     """
     found = 0
     for module in network.modules():
-        if isinstance(module, BLOCKS) and not isinstance(module.forward, partial):
-            setattr(module, "forward", partial(checkpoint, module.forward, use_reentrant=False))  # noqa: B010 - a method
+        name = "piece" if isinstance(module, Trunk) else "forward" if isinstance(module, BLOCKS) else None
+        if name and not isinstance(getattr(module, name), partial):
+            setattr(module, name, partial(checkpoint, getattr(module, name), use_reentrant=False))
             found += 1
     return found
