@@ -9,6 +9,7 @@ import torch
 
 from setevsr_core import Restorer
 from setevsr_core.checkpoints.presets import PRESETS
+from setevsr_core.networks.temporal_vae import VAEConfig
 from setevsr_core.video.resize import upscale_bicubic
 
 NANO = PRESETS / "nano"
@@ -44,6 +45,11 @@ def test_it_changes_a_picture_and_keeps_its_colours(restorer: Restorer, steps: i
     assert torch.isfinite(result).all()
     assert (result - enlarged).abs().mean() > 1e-3
     assert (result.mean((0, 1, 2)) - enlarged.mean((0, 1, 2))).abs().max() < 0.03
+
+
+def test_the_vae_has_the_sizes_that_training_begins_with(restorer: Restorer) -> None:
+    factor = restorer.vae.config.scaling_factor
+    assert restorer.vae.config == VAEConfig.nano(scaling_factor=factor)
 
 
 def test_every_module_of_the_paper_has_learnt(restorer: Restorer) -> None:

@@ -266,6 +266,17 @@ def test_windows_show_the_same_place_of_prediction_and_target() -> None:
     assert random_windows(pictures, pictures, 12, batch)[0] is pictures
 
 
+@pytest.mark.parametrize(("pictures", "seen"), [(3, 3), (4, 4), (5, 3), (6, 3), (8, 4), (9, 3)])
+def test_the_perceptual_loss_looks_at_no_more_pictures_than_it_should(pictures: int, seen: int) -> None:
+    class Seen(torch.nn.Module):
+        def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return torch.tensor(float(len(prediction)))
+
+    batch = Batch(torch.zeros(0), torch.zeros(0), 1, torch.Generator())
+    loss = PixelLoss(Seen(), 1.0, images=4)  # type: ignore[arg-type]
+    assert loss(torch.zeros(pictures, 3, 8, 8), torch.zeros(pictures, 3, 8, 8), batch)["lpips"] == seen
+
+
 @pytest.mark.parametrize(("stage", "loss", "more"), [("stage1", "eps_mse", ()), ("decoder", "adversarial", GAN)])
 def test_an_interrupted_run_ends_with_the_same_bits(
     stage: str, loss: str, more: tuple[str, ...], packed: Path, networks: Path, tmp_path: Path

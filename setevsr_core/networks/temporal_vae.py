@@ -70,7 +70,7 @@ class VAEConfig(Config):
     @classmethod
     def nano(cls, **changes: Any) -> VAEConfig:
         sizes: dict[str, Any] = {"channels": (96, 128), "patch": 4, "mid_attention": False, "fusion_levels": (0,),
-                                 "growth": 8, "residual": True, "decoder_channels": (32, 32), "trunk": 38}
+                                 "growth": 8, "residual": True, "decoder_channels": (32, 32), "trunk": 37}
         return cls(**{**sizes, **changes})
 
 

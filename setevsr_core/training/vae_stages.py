@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,7 @@ class PixelLoss:
     def __call__(self, prediction: Tensor, target: Tensor, batch: Batch) -> dict[str, Tensor]:
         losses = {"l1": self.l1_weight * F.l1_loss(prediction, target)}
         if self.perceptual is not None and self.weight:
-            stride = max(len(prediction) // self.images, 1)
+            stride = math.ceil(len(prediction) / self.images)
             seen = random_windows(prediction[::stride], target[::stride], self.patch, batch)
             losses["lpips"] = self.weight * self.perceptual(*seen)
         return losses
@@ -138,8 +139,9 @@ class VAEStage(PictureStage):
     """Encoder and decoder with skip fusion, together: reconstruct HR from its latents and the LR features.
 
     In a share of the batch the latents are those of the LR frame (`lr_share`: the decoder must do well where no
-    diffusion has run) and in another share fusion is off (`plain_share`: latents alone must suffice). `finish`
-    measures the latents and sets `scaling_factor` to 1 / standard deviation.
+    diffusion has run) and in another share fusion is off (`plain_share`: latents must suffice, but for the frame's own
+    pixels where the VAE is residual). `finish` measures the latents and sets `scaling_factor` to 1 / standard
+    deviation.
     """
 
     name = "vae"
