@@ -227,6 +227,7 @@ def test_a_newer_native_format_is_refused(tmp_path: Path) -> None:
     ("[1]", "carries a damaged configuration"),
     ('{"channels": 5}', "no network can be built"),
     ('{"channels": [33, 64]}', "no network can be built"),
+    ('{"channels": [32, 32], "decoder_channels": [32]}', "no network can be built .*of different numbers of levels"),
     ('{"channels": [32, 96], "layers": 1, "fusion_levels": [0], "growth": 8}', "belongs to another kind or size"),
 ])
 def test_damaged_native_configurations(config: str, reason: str, tmp_path: Path) -> None:

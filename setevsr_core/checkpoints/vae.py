@@ -30,9 +30,10 @@ def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None 
     """Load a VAE: native, MGLD-VSR's video_vae_cfw, or the VAE of Stable Diffusion 2.1 (alone or in its checkpoint).
 
     source: path of a file, of a diffusers folder, or a state dict. dtype: None keeps the stored type (float32 on the
-    CPU). changes: fields of `VAEConfig` to alter, for training; temporal, fusion and refining layers this adds are new.
-    A plain SD VAE gives a network without temporal layers and fusion. A native state dict without its file's metadata
-    has lost the scaling factor and the sharpening: SD's and none are assumed, with a warning.
+    CPU). changes: fields of `VAEConfig` to alter, for training; temporal and fusion layers, trunk and refinement that
+    this adds are new. A plain SD VAE gives a network without temporal layers and fusion. A native state dict without
+    its file's metadata has lost the scaling factor, the sharpening and the descreening: SD's, none and none are
+    assumed, with a warning.
     Raises `CheckpointError` naming the file, what it is and what was expected.
     """
     file = open_source(source, COMPONENTS[VAE])
@@ -41,14 +42,23 @@ def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None 
         refuse_other_latents(file)
     tensors = entry.convert(file.tensors, prefix)
     stored = stored_config(file)
-    config = VAEConfig.from_dict(stored) if stored is not None else read_config(shapes_of(tensors), file.name)
+    config = _stored_sizes(stored, file.name) if stored is not None else read_config(shapes_of(tensors), file.name)
     if stored is None and config.patch > 1:
-        log.warning("%s: without its metadata nothing tells the scaling factor of its latents and its sharpening: "
-                    "SD's %g and none are assumed; give the path of the native file", file.name, config.scaling_factor)
+        log.warning("%s: without its metadata nothing tells the scaling factor of its latents, its sharpening and its "
+                    "descreening: SD's %g, none and none are assumed; give the path of the native file", file.name,
+                    config.scaling_factor)
     config = replace(config, **changes) if changes else config
     log.info("%s: %s", file.name, entry.title)
     return build(partial(TemporalVAE, config), tensors, name=file.name, dtype=dtype, device=device, ops=ops,
                  fresh=is_added if changes else lambda _: False)
+
+
+def _stored_sizes(stored: Mapping[str, Any], name: str) -> VAEConfig:
+    try:
+        return VAEConfig.from_dict(dict(stored))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{name} asks for sizes from which no network can be built ({error}); it is damaged or "
+                              "of another kind.") from error
 
 
 def refuse_other_latents(file: TensorFile) -> None:

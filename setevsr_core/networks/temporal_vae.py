@@ -29,7 +29,7 @@ class VAEConfig(Config):
     fusion_levels: encoder levels, finest = 0, whose outputs are tapped and fused; growth: width of the dense blocks.
     residual: the decoder predicts what the encoder's pixels lack; the folded pixels ride along with the finest
     feature. A small decoder then learns detail from its first step on, instead of learning to copy.
-    decoder_channels: widths of the decoder's levels where they are not the encoder's `channels`.
+    decoder_channels: widths of the decoder's levels where they are not the encoder's `channels`; as many as those.
     trunk, trunk_channels: inner convolutions of a plain network (`Trunk`) after the last level, and their width. It
     works on folded pixels, so with `patch` equal to the enlargement on the grid of the low-resolution frame, and makes
     most of a small decoder's detail.
@@ -57,6 +57,12 @@ class VAEConfig(Config):
     descreen: bool = False
     sharpen: float = 0.0
     scaling_factor: float = 0.18215
+
+    def __post_init__(self) -> None:
+        """Errors: ValueError for a decoder of more or fewer levels than the encoder."""
+        if self.decoder_channels and len(self.decoder_channels) != len(self.channels):
+            raise ValueError(f"decoder_channels {self.decoder_channels} and the encoder's channels {self.channels} are "
+                             "of different numbers of levels")
 
     @property
     def downscale(self) -> int:

@@ -51,7 +51,7 @@ def with_compact_decoder(vae: TemporalVAE, weights: Weights) -> TemporalVAE:
     """A VAE with this one's encoder and latents, and a new decoder of nano's size around the compact network.
 
     It decodes at first what the network makes of the frame, whatever the latents. Errors: CheckpointError where the
-    VAE does not fold pixels by the network's enlargement.
+    VAE does not fold pixels by the network's enlargement, or has not as many levels as nano's.
     """
     last = weights[f"body.{2 * convolutions(weights) + 2}.weight"]
     if 3 * vae.config.patch**2 != len(last) or not vae.config.residual:
@@ -59,6 +59,9 @@ def with_compact_decoder(vae: TemporalVAE, weights: Weights) -> TemporalVAE:
                               f"{3 * vae.config.patch**2}{'' if vae.config.residual else ' without a residual'}: a "
                               "VAE that folds pixels by the network's enlargement is needed, as nano's")
     sizes = VAEConfig.nano()
+    if len(vae.config.channels) != len(sizes.channels):
+        raise CheckpointError(f"this VAE has {len(vae.config.channels)} levels, and the decoder around a compact "
+                              f"network is nano's, of {len(sizes.channels)}: train a VAE of nano's size for it")
     config = replace(vae.config, decoder_channels=sizes.decoder_channels, fusion_levels=sizes.fusion_levels,
                      growth=sizes.growth, refine=0, descreen=False, sharpen=0.0, trunk=convolutions(weights),
                      trunk_channels=len(weights["body.0.weight"]))

@@ -88,7 +88,8 @@ class RolloutStage(PictureStage):
 class Learning:
     """Which of the decoder's weights learn.
 
-    everything: all, or only what SD's decoder has not: temporal, fusion and refining layers (the baseline's choice).
+    everything: all, or only what SD's decoder has not: temporal and fusion layers (the baseline's choice), trunk and
+    refinement.
     freeze_trunk: a trunk keeps what it has, but for `join`, by which it hears of the latents.
     """
 
