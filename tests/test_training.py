@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from setevsr_core import checkpoints
 from setevsr_core.cli import main
-from setevsr_core.errors import SettingsError, TrainingError
+from setevsr_core.errors import CheckpointError, SettingsError, TrainingError
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.networks.temporal_vae import TemporalVAE, Trunk, VAEConfig
 from setevsr_core.restorer import Restorer
@@ -41,7 +41,7 @@ from setevsr_core.training.processes import Processes
 from setevsr_core.training.rollout_stages import TurboStage, rollout
 from setevsr_core.training.train_command import FLAGS, NUMBERS, STAGES
 from setevsr_core.training.trainer import Batch, Stage, Trainer, TrainSettings
-from setevsr_core.training.vae_stages import Adversary, PixelLoss, random_windows
+from setevsr_core.training.vae_stages import Adversary, PixelLoss, VAEStage, random_windows
 from setevsr_core.video.motion import warp
 from tools import compact
 
@@ -166,6 +166,26 @@ def test_the_decoder_stage_builds_a_new_decoder_around_a_compact_upscaler(
     assert encoder and all(torch.equal(before[key], value) for key, value in encoder.items())
 
 
+@pytest.mark.parametrize(("command", "named"), [
+    ("stage1 --compact upscaler", "--compact has no meaning for 'stage1'"),
+    ("turbo --with-decoder --compact upscaler", "--compact has no meaning for 'turbo'"),
+    ("turbo --trunk 2", "--trunk has no meaning for 'turbo': .* with --with-decoder"),
+    ("vae --refine 4", "--refine has no meaning for 'vae'"),
+    ("stage2 --freeze-trunk", "--freeze-trunk has no meaning for 'stage2'"),
+    ("decoder --compact upscaler --no-everything", "give --everything, or leave --compact out"),
+    ("decoder --compact upscaler --refine 4", "--refine does not go with --compact"),
+    ("decoder --freeze-trunk --trunk 2", "--freeze-trunk keeps .* this VAE has none"),
+])  # fmt: skip
+def test_options_on_the_decoder_without_a_meaning_are_refused_by_name(
+    command: str, named: str, packed: Path, networks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage, *more = command.split()
+    plain = tmp_path / "plain.safetensors"
+    checkpoints.save_native(TemporalVAE(replace(TINY_VAE, trunk=0)), plain)
+    assert main(arguments(stage, packed, networks, tmp_path / "run", "--vae", str(plain), *more)) == 2
+    assert re.search(named, capsys.readouterr().err)
+
+
 def test_a_frozen_trunk_keeps_its_weights_and_hears_of_the_latents(
     packed: Path, networks: Path, tmp_path: Path
 ) -> None:
@@ -209,6 +229,12 @@ def test_a_compact_upscaler_that_does_not_fit_is_refused_by_name(broken: str, pa
     given = arguments("decoder", packed, networks, tmp_path / "run", "--compact", str(tmp_path / "other.safetensors"))
     assert main(given) == 2
     assert "compact" in capsys.readouterr().err
+
+
+def test_a_compact_upscaler_needs_a_vae_of_nanos_levels() -> None:
+    vae = TemporalVAE(replace(TINY_VAE, channels=(32, 32, 32), decoder_channels=()))
+    with pytest.raises(CheckpointError, match="this VAE has 3 levels, .* nano's, of 2"):
+        with_compact_decoder(vae, compact_upscaler(width=8, inner=2))
 
 
 def test_turbo_with_decoder_trains_both_and_never_the_encoder(packed: Path, networks: Path, tmp_path: Path) -> None:
@@ -537,6 +563,26 @@ def test_estimated_activations_are_those_of_a_real_step(networks: Path) -> None:
     # Kept per row of 64: the input, what SiLU saw, what it gave; and the 8 of the square.
     assert estimate.activations == 10 * 3 * (64 + 64 + 64 + 8) * 4
     assert estimate.learning == 4 * 4 * (64 * 64 + 64 + 64 * 8 + 8)
+
+
+def test_an_estimate_counts_the_networks_of_the_losses_and_leaves_them_alone() -> None:
+    class Distance(torch.nn.Linear):
+        def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return (prediction - target).square().mean()
+
+    vae, adversary = TemporalVAE(TINY_VAE), Adversary(0.1, 500, 1e-3, "cpu", channels=4)
+    before = {key: value.clone() for key, value in adversary.network.state_dict().items()}
+    settings = TrainSettings(steps=1, batch=2, crop=64, frames=1, learning_rate=1e-3, precision="fp32")
+    plain, perceptual = PixelLoss(None, 0, 1), PixelLoss(Distance(9, 11), 1.0, 1)  # type: ignore[arg-type]
+    stages = VAEStage(vae, plain), VAEStage(vae, plain, adversary), VAEStage(vae, perceptual)
+    bare, judged, seen = (estimate_memory(stage, settings, torch.device("cpu")) for stage in stages)
+    assert seen.weights == bare.weights + 4 * 11 * 10
+    assert judged.weights == bare.weights + 4 * sum(value.numel() for value in before.values())
+    assert judged.learning == bare.learning + 3 * 4 * sum(p.numel() for p in adversary.network.parameters())
+    assert judged.activations > bare.activations
+    assert adversary.network.training and not adversary.active
+    after = adversary.network.state_dict()
+    assert all(type(after[key]) is torch.Tensor and torch.equal(after[key], value) for key, value in before.items())
 
 
 def test_estimate_needs_no_files_and_no_folder(

@@ -18,7 +18,7 @@ from setevsr_core.networks.semantic_encoder import SemanticEncoder, SemanticEnco
 from setevsr_core.networks.temporal_vae import VAEConfig
 from setevsr_core.training import losses, processes
 from setevsr_core.training.building import build_stage, build_weightless
-from setevsr_core.training.estimate import played
+from setevsr_core.training.estimate import estimate_memory, played, taking_part
 from setevsr_core.training.options import merged_options, train_settings
 from setevsr_core.training.train_command import STAGES
 from setevsr_core.training.trainer import Stage
@@ -59,11 +59,8 @@ def options_of(stage: str, size: str, **more: Any) -> argparse.Namespace:
 
 def modules_of(stage: Stage) -> list[nn.Module]:
     """Every network that takes part in a stage, losses included."""
-    found = [value for value in [*vars(stage).values(), *stage.networks.values()] if isinstance(value, nn.Module)]
-    if isinstance(stage, PictureStage):
-        assert stage.adversary is not None and stage.pixel_loss.perceptual is not None
-        found += [stage.adversary.network, stage.pixel_loss.perceptual]
-    return found
+    assert not isinstance(stage, PictureStage) or len(stage.helpers()) == 2
+    return taking_part(stage)
 
 
 def gradients_of(loss: torch.Tensor) -> set[int]:
@@ -93,14 +90,23 @@ def test_a_step_of_every_stage_runs_on_a_gpu(
     with played(stage, settings, GPU, scale=4) as batch:
         values = stage.losses(batch)
         total = torch.stack([value.float() for value in values.values()]).sum()
-        if isinstance(stage, PictureStage) and stage.adversary and stage._last:
-            values["judged"] = stage.adversary.judge(*stage._last)
-            assert values["judged"].dtype == torch.float32
+        if isinstance(stage, PictureStage) and (judged := stage.judge()) is not None:
+            values["judged"] = judged
+            assert judged.dtype == torch.float32
     assert {value.device.type for value in values.values()} == {"cuda"}
     learning, touched = {id(parameter) for parameter in stage.parameters()}, gradients_of(total)
     if isinstance(stage, PictureStage) and stage.adversary:  # throws away what the generator's loss leaves there
         touched -= {id(parameter) for parameter in stage.adversary.network.parameters()}
     assert touched and touched <= learning
+
+
+def test_an_estimate_counts_the_trunk_that_is_asked_for_and_reads_no_file() -> None:
+    def of(**more: Any) -> int:
+        options, device = options_of("decoder", "sd21", everything=True, **more), torch.device("cpu")
+        return estimate_memory(build_weightless(options, device), train_settings(options), device).weights
+
+    assert of(trunk=2) - of() > 4 * 2 * FULL_VAE.trunk_channels**2 * 9
+    assert of(refine=4) > of() == of(compact=Path("nowhere.safetensors"))
 
 
 @pytest.mark.parametrize(("name", "around"), [*((name, False) for name in STAGES), ("decoder", True)])

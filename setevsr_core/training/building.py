@@ -30,8 +30,10 @@ LOADERS = {"vae": checkpoints.load_temporal_vae, "denoiser": checkpoints.load_de
 def build_stage(options: argparse.Namespace, device: torch.device) -> Stage:
     """The stage named in the options, its networks in fp32 on `device`; the same seed builds the same weights.
 
-    Errors: SettingsError where a file that the stage needs was not given, CheckpointError where one is wrong.
+    Errors: SettingsError where a file that the stage needs was not given or options have no meaning, CheckpointError
+    where a file is wrong.
     """
+    check_decoder_options(options)
     torch.manual_seed(options.seed)
     with device:  # whatever is made new is made there
         return _build(options, device)
@@ -48,12 +50,14 @@ def build_to_count(options: argparse.Namespace, device: torch.device) -> Stage:
 def build_weightless(options: argparse.Namespace, device: torch.device) -> Stage:
     """The stage of fake tensors, which have shapes and no data: it needs no files, and full size fits anywhere.
 
-    All networks have the options' size and everything in them; files in the options are not looked at.
+    All networks have the options' size and everything in them, with the trunk and refinement that the options add;
+    files in the options are not looked at.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    options = argparse.Namespace(**{**vars(options), **dict.fromkeys(LOADERS), "text": None})
+    check_decoder_options(options)
+    options = argparse.Namespace(**{**vars(options), **dict.fromkeys((*LOADERS, "text", "compact"))})
     # Made of numbers on the CPU, since Hiera computes with them while it is constructed; then faked on the device.
     encoder = _semantic(options, torch.device("cpu"))
     with mode, device:  # fake tensors cannot change places inside a module: all are made on the device
@@ -62,6 +66,25 @@ def build_weightless(options: argparse.Namespace, device: torch.device) -> Stage
         if options.stage in ("decoder", "turbo"):
             options.denoiser = _denoiser(options, device)
         return _build(options, device)
+
+
+def check_decoder_options(options: argparse.Namespace) -> None:
+    """SettingsError for options on the decoder that the stage would pass over, or that contradict each other."""
+    given = [f"--{name.replace('_', '-')}" for name in ("trunk", "refine", "freeze_trunk") if getattr(options, name)]
+    if given and options.stage != "decoder" and not (options.stage == "turbo" and options.with_decoder):
+        raise SettingsError(f"{given[0]} has no meaning for '{options.stage}': leave it out, or give it to the stage "
+                            "'decoder' or to 'turbo' with --with-decoder")
+    if not options.compact:
+        return
+    if options.stage != "decoder":
+        raise SettingsError(f"--compact has no meaning for '{options.stage}': give it to the stage 'decoder', which "
+                            "makes the decoder anew, and that stage's VAE to the others")
+    if not options.everything:
+        raise SettingsError("--compact makes the decoder anew, so all of it has to learn: give --everything, or leave "
+                            "--compact out")
+    if options.trunk or options.refine:
+        raise SettingsError(f"{given[0]} does not go with --compact, whose network is the trunk and has no refinement: "
+                            "leave one of the two out")
 
 
 def _build(options: argparse.Namespace, device: torch.device) -> Stage:
@@ -97,7 +120,8 @@ def load(kind: str, path: Path | nn.Module, device: torch.device) -> Any:
 def _vae(options: argparse.Namespace, device: torch.device) -> TemporalVAE:
     if options.vae:
         return load("vae", options.vae, device)
-    vae = TemporalVAE(getattr(VAEConfig, options.size)())
+    config = getattr(VAEConfig, options.size)()
+    vae = TemporalVAE(replace(config, **_additions(options, config)))
     start_vae(vae)
     return vae
 
@@ -171,11 +195,20 @@ def _with_new_layers(path: Path, options: argparse.Namespace, device: torch.devi
     changes: dict[str, Any] = {} if found.temporal else {"temporal": True}
     if not found.fusion_levels:
         changes["fusion_levels"] = VAEConfig.sd21().fusion_levels
-    if options.trunk and not found.trunk:
-        changes["trunk"] = options.trunk
-    if options.refine and not found.refine:
-        changes["refine"] = options.refine
+    changes |= _additions(options, found)
     return checkpoints.load_temporal_vae(path, dtype=torch.float32, device=device, changes=changes)
+
+
+def _additions(options: argparse.Namespace, found: VAEConfig) -> dict[str, Any]:
+    """The trunk and the refinement that the options add to a decoder without them.
+
+    Errors: SettingsError where a trunk is to stay as it is and there is none yet.
+    """
+    if options.freeze_trunk and not found.trunk and not options.compact:
+        raise SettingsError("--freeze-trunk keeps what a trunk has learnt, and this VAE has none: train one first, by "
+                            "--trunk or --compact, or leave --freeze-trunk out")
+    return {name: getattr(options, name) for name in ("trunk", "refine")
+            if getattr(options, name) and not getattr(found, name)}
 
 
 def _rollout_stage(options: argparse.Namespace, vae: TemporalVAE, encoder: SemanticEncoder | None,

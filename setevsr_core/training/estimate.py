@@ -7,8 +7,8 @@ fragmentation, for which `SLACK` stands.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .trainer import Batch, Stage, TrainSettings
+from .vae_stages import PictureStage
 
 SLACK = 1.15
 """Workspaces of convolutions, the allocator's fragmentation and the CUDA context, as a factor on all of it."""
@@ -23,7 +24,10 @@ SLACK = 1.15
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on the device: weights of all networks, gradients + Adam + averages of what learns, kept activations."""
+    """Bytes on the device: weights of all networks, gradients + Adam + averages of what learns, kept activations.
+
+    The networks of the losses (VGG16, the discriminator) count as the others do.
+    """
 
     weights: int
     learning: int
@@ -51,15 +55,32 @@ def estimate_memory(stage: Stage, settings: TrainSettings, device: torch.device,
 
     Activation checkpointing is not counted: with it, activations take a fraction of the figure.
     """
-    learning = stage.parameters()
-    kept = _Kept()
-    with played(stage, settings, device, scale) as batch, kept:
-        stage.losses(batch)
-    networks = {id(value): value for value in [*vars(stage).values(), *stage.networks.values()]
-                if isinstance(value, nn.Module)}
-    weights = sum(t.numel() * t.element_size() for m in networks.values() for t in m.state_dict().values())
-    # Gradients, two moments of Adam, and the averaged weights.
-    return MemoryEstimate(weights, 4 * sum(p.numel() * p.element_size() for p in learning), kept.bytes)
+    weights = _bytes(tensor for network in taking_part(stage) for tensor in network.state_dict().values())
+    learning = 4 * _bytes(stage.parameters())  # gradients, two moments of Adam, and the averaged weights
+    adversary = stage.adversary if isinstance(stage, PictureStage) else None
+    kept, judged = _Kept(), _Kept()
+    with played(stage, settings, device, scale) as batch, adversary.counted() if adversary else nullcontext():
+        with kept:
+            stage.losses(batch)
+        with judged:
+            if isinstance(stage, PictureStage):
+                stage.judge()
+    if adversary:
+        learning += 3 * _bytes(adversary.network.parameters())  # it is not averaged
+    # The discriminator judges after the backward pass, which has let go of all that the losses kept.
+    return MemoryEstimate(weights, learning, max(kept.bytes, judged.bytes))
+
+
+def taking_part(stage: Stage) -> list[nn.Module]:
+    """Every network of a stage, each once: what is trained, what stands beside it, and what its losses compute with."""
+    found = [*vars(stage).values(), *stage.networks.values()]
+    if isinstance(stage, PictureStage):
+        found += stage.helpers()
+    return list({id(value): value for value in found if isinstance(value, nn.Module)}.values())
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def step_flops(stage: Stage, settings: TrainSettings, device: torch.device, scale: int = 4) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,6 +76,17 @@ class Adversary:
             self.network = PatchDiscriminator(channels)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=learning_rate, betas=(0.5, 0.9))
 
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Inside, its say counts from the first step and nothing in it changes: for a step without data."""
+        active, self.active = self.active, True
+        self.network.eval()  # in training, spectral normalisation goes a step on whenever it is used
+        try:
+            yield
+        finally:
+            self.active = active
+            self.network.train()
+
     def loss(self, prediction: Tensor) -> Tensor:
         """What the generator pays; the discriminator's own gradients from it are thrown away at its next step."""
         if not self.active:
@@ -115,6 +127,11 @@ class PictureStage(Stage):
         self.networks, self.pixel_loss, self.adversary = networks, pixel_loss, adversary
         self._last: tuple[Tensor, Tensor] | None = None
 
+    def helpers(self) -> list[nn.Module]:
+        """The networks that its losses compute with."""
+        found = (self.pixel_loss.perceptual, self.adversary and self.adversary.network)
+        return [network for network in found if network is not None]
+
     def picture_losses(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """L1, LPIPS and what the discriminator says of a prediction (N, 3, H, W) of the batch's clean frames."""
         self._last = (prediction.detach(), batch.hr)
@@ -122,6 +139,10 @@ class PictureStage(Stage):
         if self.adversary:
             losses["adversarial"] = self.adversary.loss(prediction)
         return losses
+
+    def judge(self) -> Tensor | None:
+        """What the discriminator pays for the pictures that the losses saw last; None without one, or without any."""
+        return self.adversary.judge(*self._last) if self.adversary and self._last else None
 
     def after_step(self, batch: Batch, step: int) -> Curves:
         assert self._last is not None
