@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from setevsr_core.errors import require
+from setevsr_core.networks.initialise import start_inner
 from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.losses import PerceptualLoss
 from setevsr_core.training.options import recorded
@@ -36,17 +37,14 @@ WIDTH, CONVOLUTIONS = 128, 40
 def compact(width: int = WIDTH, convolutions: int = CONVOLUTIONS, scale: int = 4) -> nn.Module:
     """The network, RGB in 0..1 -> RGB `scale` times as large; at its start it repeats pixels.
 
-    A plain stack this deep forgets its input under PyTorch's initialisation. Here every inner layer starts as the
-    identity plus a little noise, and the last as zero: all the network does at first is what it adds its work to.
+    Its inner layers start as those of a trunk (`start_inner`), and the last as zero: all the network does at first is
+    what it adds its work to.
     """
     module: Any = require("spandrel.architectures.Compact", "spandrel", "the regressor")
     network = module.Compact(num_feat=width, num_conv=convolutions, upscale=scale)
     inner = [layer for layer in network.body if isinstance(layer, nn.Conv2d)][1:-1]
     with torch.no_grad():
-        for layer in inner:
-            nn.init.normal_(layer.weight, std=0.1 * (2 / (9 * width)) ** 0.5)
-            layer.weight += nn.init.dirac_(torch.empty_like(layer.weight))
-            layer.bias.zero_()
+        start_inner(inner)
         for parameter in network.body[-1].parameters():
             parameter.zero_()
     return network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +16,10 @@ from .temporal_vae import Refinement, TemporalVAE, Trunk
 
 @torch.no_grad()
 def zero_new_modules(network: nn.Module) -> None:
-    """Zero what SeAM, temporal transformer, TSAM, trunk and refinement end with: the network equals its baseline."""
+    """Zero what SeAM, temporal transformer, TSAM, trunk and refinement end with: the network equals its baseline.
+
+    Of a trunk everything is set (`start_trunk`), not its ends alone: its depth needs start values of its own.
+    """
     for module in network.modules():
         if isinstance(module, SemanticAttention):
             outputs = [module.attn.to_out[0]]
@@ -37,17 +41,23 @@ def zero_new_modules(network: nn.Module) -> None:
 
 @torch.no_grad()
 def start_trunk(trunk: Trunk) -> None:
-    """Inner convolutions start as identities and a little noise, `skip` as an identity.
-
-    Under PyTorch's initialisation a plain stack this deep forgets its input.
-    """
-    conv: Any
-    for conv in [*trunk.convs, trunk.skip]:
-        nn.init.dirac_(conv.weight)
-        conv.bias.zero_()
-    for conv in trunk.convs:
-        conv.weight += 0.1 * (2 / (9 * len(conv.weight))) ** 0.5 * torch.randn_like(conv.weight)
+    """Inner convolutions start as identities and a little noise (`start_inner`), `skip` as an identity."""
+    start_inner(trunk.convs)
+    nn.init.dirac_(trunk.skip.weight)
+    trunk.skip.bias.zero_()
     trunk.slopes.fill_(0.25)
+
+
+@torch.no_grad()
+def start_inner(convs: Iterable[Any]) -> None:
+    """Start values of the 3x3 convolutions inside a plain stack, each an identity and a little noise.
+
+    Under PyTorch's initialisation a stack as deep as a trunk forgets its input.
+    """
+    for conv in convs:
+        nn.init.dirac_(conv.weight)
+        conv.weight += 0.1 * (2 / (9 * len(conv.weight))) ** 0.5 * torch.randn_like(conv.weight)
+        conv.bias.zero_()
 
 
 @torch.no_grad()
