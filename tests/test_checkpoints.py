@@ -699,6 +699,15 @@ def test_info_command(tmp_path: Path, sd_unet: Any, sd_vae: Any, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["kind"] == "unknown"
 
 
+def test_info_counts_trunk_and_refinement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vae = TemporalVAE(replace(TINY_VAE, patch=4, residual=True, trunk=2, trunk_channels=8, refine=4))
+    assert command_line("info", str(checkpoints.save_native(vae, tmp_path / "vae.safetensors"))) == 0
+    text = capsys.readouterr().out
+    for name in ("trunk", "refinement"):
+        size = sum(value.numel() for value in getattr(vae.decoder, name).parameters())
+        assert f"vae.decoder: {name}: {size:,}" in text
+
+
 @pytest.mark.parametrize("kind", [None, "vae"])
 def test_convert_command(kind: str | None, tmp_path: Path, sd_unet: Any, sd_vae: Any) -> None:
     source, target = tmp_path / "sd.ckpt", tmp_path / "out.safetensors"

@@ -221,6 +221,27 @@ def test_a_compact_upscaler_is_taken_over_whatever_device_is_chosen_around() -> 
                 assert torch.equal(again.get_parameter(name), value), name
 
 
+@pytest.mark.parametrize(("more", "named"), [
+    ("--mix wider 0.1", "different sizes"), ("--mix whole much", "share between 0 and 1, not 'much'"),
+    ("--mix whole 1.5", "share between 0 and 1, not 1.5"), ("--mix nowhere 0.1", "nowhere.* cannot be read"),
+    ("--mix cut 0.1", "body.2.bias is missing, expected .8,"), ("--keep 3", "needs --pack"),
+    ("--keep 3 --pack packed", "it must lie in 1..2"), ("--keep 0 --pack packed", "it must lie in 1..2"),
+    ("--keep 1 --pack nowhere", "nowhere"),
+])  # fmt: skip
+def test_compacting_says_what_is_wrong_and_writes_nothing(
+    more: str, named: str, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = compact_upscaler(width=8, inner=2)
+    cut = {key: value for key, value in whole.items() if key != "body.2.bias"}
+    for name, weights in (("whole", whole), ("wider", compact_upscaler(width=9, inner=2)), ("cut", cut)):
+        save_file(weights, tmp_path / name)
+    places = {name: str(tmp_path / name) for name in ("whole", "wider", "cut", "nowhere")} | {"packed": str(packed)}
+    with pytest.raises(SystemExit):
+        compact.main([str(tmp_path / "out"), places["whole"], *(places.get(word, word) for word in more.split())])
+    assert re.search(named, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("broken", ["another layout", "another enlargement"])
 def test_a_compact_upscaler_that_does_not_fit_is_refused_by_name(broken: str, packed: Path, networks: Path,
                                                                  tmp_path: Path, capsys: Any) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from setevsr_core.errors import CheckpointError, SeTeVSRError, SettingsError
 from setevsr_core.training.compact import convolutions, read_compact
 from setevsr_core.training.data import PackedDataset
 
@@ -25,7 +26,15 @@ Weights = dict[str, Tensor]
 
 
 def mixed(weights: Weights, other: Weights, share: float) -> Weights:
-    """(1 - share) * weights + share * other."""
+    """(1 - share) * weights + share * other.
+
+    Errors: SettingsError for a share outside of 0..1, CheckpointError for networks of different sizes.
+    """
+    if not 0 <= share <= 1:
+        raise SettingsError(f"--mix takes a share between 0 and 1, not {share:g}")
+    if {key: value.shape for key, value in weights.items()} != {key: value.shape for key, value in other.items()}:
+        raise CheckpointError("--mix is of two trainings of the same network, and these two networks have different "
+                              "sizes")
     return {key: torch.lerp(value, other[key], share) for key, value in weights.items()}
 
 
@@ -42,7 +51,13 @@ def residual(weights: Weights, frames: Tensor, inner: list[int]) -> Tensor:
 
 
 def pruned(weights: Weights, keep: int, frames: Tensor) -> Weights:
-    """The network with `keep` of its inner convolutions."""
+    """The network with `keep` of its inner convolutions.
+
+    Errors: SettingsError where it has not so many, and for none at all.
+    """
+    if not 1 <= keep <= convolutions(weights):
+        raise SettingsError(f"--keep is {keep}, it must lie in 1..{convolutions(weights)}: so many inner convolutions "
+                            "there are")
     last = 2 * convolutions(weights) + 2
     places = list(range(2, last, 2))
     whole = residual(weights, frames, places)
@@ -61,7 +76,26 @@ def pruned(weights: Weights, keep: int, frames: Tensor) -> Weights:
 
 
 @torch.no_grad()
+def made(args: argparse.Namespace) -> Weights:
+    """The weights that the command line asks for."""
+    weights = read_compact(args.network)
+    if args.mix:
+        file, share = args.mix
+        try:
+            share = float(share)
+        except ValueError:
+            raise SettingsError(f"--mix takes a file and a share between 0 and 1, not '{share}'") from None
+        weights = mixed(weights, read_compact(Path(file)), share)
+    if args.keep is not None:
+        data = PackedDataset(args.pack)
+        lr, _ = data.sample(np.random.default_rng(SEED), FRAMES, min(CROP, data.size), 1)
+        frames = torch.from_numpy(lr).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+        weights = pruned(weights, args.keep, frames)
+    return weights
+
+
 def main(argv: list[str] | None = None) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,17 +105,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--keep", type=int)
     parser.add_argument("--pack", type=Path, help="frames by which --keep chooses")
     args = parser.parse_args(argv)
-    weights = read_compact(args.network)
-    if args.mix:
-        weights = mixed(weights, read_compact(Path(args.mix[0])), float(args.mix[1]))
-    if args.keep is not None:
-        if args.pack is None:
-            parser.error("--keep needs --pack")
-        data = PackedDataset(args.pack)
-        lr, _ = data.sample(np.random.default_rng(SEED), FRAMES, min(CROP, data.size), 1)
-        frames = torch.from_numpy(lr).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
-        weights = pruned(weights, args.keep, frames)
-    save_file({key: value.contiguous() for key, value in weights.items()}, args.out)
+    if args.keep is not None and args.pack is None:
+        parser.error("--keep needs --pack")
+    try:
+        weights = made(args)
+        save_file({key: value.contiguous() for key, value in weights.items()}, args.out)
+    except (SeTeVSRError, SafetensorError, OSError) as error:
+        parser.error(str(error))
     print(f"{args.out}: {convolutions(weights)} inner convolutions, "
           f"{sum(value.numel() for value in weights.values()) / 1e6:.2f} million weights")
 

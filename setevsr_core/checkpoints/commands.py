@@ -91,7 +91,8 @@ def parts(file: TensorFile) -> dict[str, int]:
 
 MODULE_TITLES = {".semantic_attention.": "SeAM", ".temporal_transformer.": "temporal transformer",
                  ".temporal_spatial.": "TSAM", ".spade.": "SPADE", ".temporal_convs.": "temporal convolutions",
-                 ".temporal_attentions.": "temporal attention", ".fusion_layer_": "skip fusion"}
+                 ".temporal_attentions.": "temporal attention", ".fusion_layer_": "skip fusion",
+                 "decoder.trunk.": "trunk", "decoder.refinement.": "refinement"}
 
 
 def named_parts(kind: str, key: str) -> list[str]:

@@ -6,6 +6,7 @@ neighbouring frames tell. `benchmarks.regressor` trains one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,16 +36,30 @@ def read_compact(path: Path) -> dict[str, Tensor]:
         weights = {key: value.float() for key, value in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"'{path}' cannot be read as safetensors ({error})") from error
-    first = weights.get("body.0.weight")
-    if first is None or first.ndim != 4 or first.shape[1] != 3 or "body.1.weight" not in weights:
-        raise CheckpointError(f"'{path}' is no compact upscaler: expected body.0.weight of a convolution of RGB, and "
-                              "PReLU's slopes after it")
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    expected = _layout(found)
+    for key in sorted(found.keys() | expected.keys()):
+        if found.get(key) != expected.get(key):
+            raise CheckpointError(f"'{path}' is no compact upscaler of RGB as Real-ESRGAN's with PReLU: {key} is "
+                                  f"{found.get(key, 'missing')}, expected {expected.get(key, 'no such tensor')}")
     return weights
 
 
-def convolutions(weights: Weights) -> int:
+def convolutions(weights: Mapping[str, Any]) -> int:
     """How many lie between the first and the last."""
     return len(weights) // 3 - 1
+
+
+def _layout(found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the compact network with as many tensors, of this width and enlargement."""
+    last = 2 * max(convolutions(found), 1) + 2
+    width, made = ((found.get(f"body.{place}.bias") or (1,))[0] for place in (0, last))
+    sizes = {place: (width, 3 if place == 0 else width) for place in range(0, last, 2)}
+    sizes[last] = (3 * max(math.isqrt(made // 3), 1) ** 2, width)
+    expected: dict[str, tuple[int, ...]] = {f"body.{place}.weight": (width,) for place in range(1, last, 2)}
+    for place, (outputs, inputs) in sizes.items():
+        expected |= {f"body.{place}.weight": (outputs, inputs, 3, 3), f"body.{place}.bias": (outputs,)}
+    return expected
 
 
 def with_compact_decoder(vae: TemporalVAE, weights: Weights) -> TemporalVAE:
