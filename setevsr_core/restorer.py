@@ -22,6 +22,10 @@ from .settings import RestoreSettings, resolve_settings
 from .streaming import FROM_START, Resume, fill, restored_blocks
 from .video.resize import target_size
 
+RESULT_VERSION = 1
+"""Raise it with every change of the code that changes the bits of a result: unfinished work of another version starts
+afresh, for no video shall be half of one and half of the other."""
+
 
 class Restorer:
     """A denoiser, a temporal VAE and (optionally) a semantic encoder, ready to restore.
@@ -148,13 +152,13 @@ class Restorer:
         return self._blocks(frames, checked, num_frames, text, progress, check_cancel, resume, on_carry)
 
     def fingerprint(self, *, text: Tensor | None = None, **chosen: Any) -> str:
-        """What decides the bits of `stream` besides the frames: settings, text, the identity of the networks and the
-        kind of device. Equal for equal networks, wherever their files lie.
+        """What decides the bits of `stream` besides the frames: settings, text, the identity of the networks, the kind
+        of device and the version of the code. Equal for equal networks, wherever their files lie.
         """
         networks = self.identity
         if networks is None:
             networks = " ".join(network_identity(network) for network in (self.denoiser, self.vae, self.encoder))
-        digest = hashlib.sha256(repr((self.settings(**chosen), self.device.type, networks)).encode())
+        digest = hashlib.sha256(repr((RESULT_VERSION, self.settings(**chosen), self.device.type, networks)).encode())
         if text is not None:
             digest.update(repr(text.float().flatten().tolist()).encode())
         return digest.hexdigest()

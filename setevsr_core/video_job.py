@@ -11,20 +11,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .errors import VideoError
+from .errors import VideoError, require
 from .progress import Progress
 from .streaming import Resume
 from .video.chunks import pack_frames, unpack_frames
-from .video.formats import CODECS, codec_for
+from .video.formats import CODECS, codec_for, is_high_10
 from .video.journal import Journal
 from .video.reading import VideoReader
 from .video.resize import target_size
@@ -121,28 +123,42 @@ def restore_video(
 ) -> Result:
     """Restores `footage` into `output`; continues what an earlier call of the same job has left in the journal.
 
-    `settings`: keyword arguments of `Restorer.stream`, with `scale`. on_frames(k) is called for every k frames that
-    are done. A call that fails or is cancelled leaves no file under the final name, and its finished frames in the
-    journal. Errors: SeTeVSRError of any kind, in one sentence.
+    `settings`: keyword arguments of `Restorer.stream`, with `scale`. progress and check_cancel: as there, and for every
+    frame that is only read on. on_frames(k) is called for every k frames that are done. A call that fails or is
+    cancelled leaves no file under the final name, and its finished frames in the journal. Errors: SeTeVSRError of any
+    kind, in one sentence.
     """
     size = target_size(*footage.size, settings["scale"])
     calls: dict[str, Any] = {"check_cancel": check_cancel} if check_cancel is not None else {}
+    done, total = 0, footage.expected_frames
+
+    def read() -> Iterator[Tensor]:
+        """The source's frames. The plan of segments and the search for cuts need them all; those that the journal
+        has are encoded as they pass, since only then their times are known.
+        """
+        for index, frame in enumerate(footage.frames):
+            if index < done:
+                if check_cancel is not None:
+                    check_cancel()
+                if progress is not None:
+                    progress(min(index / total, 1.0) if total else 0.0, f"reading on to frame {done + 1}", None)
+                sink.encode_kept(1)
+            yield frame
+
     with ExitStack() as open_parts:
-        journal = _open_journal(restorer, footage, output, settings, open_parts)
-        done = 0
+        journal = _open_journal(restorer, footage, output, settings, check_cancel, open_parts)
         if journal is not None:
             done = journal.frames_done
             calls |= {"resume": _resume_of(journal), "on_carry": _keep_in(journal)}
         # The restorer checks its settings in this call, before the output file is begun.
-        blocks = restorer.stream(
-            iter(footage.frames), num_frames=footage.expected_frames, progress=progress, **calls, **settings
-        )
+        blocks = restorer.stream(read(), num_frames=total, progress=progress, **calls, **settings)
         writer = open_parts.enter_context(_open_writer(footage, output, size))
-        frames = _Sink(writer, footage, journal, on_frames)
-        frames.replay(check_cancel)
+        if journal is not None and total is not None:
+            _warn_of_a_full_disk(journal.folder, size, writer.pixel_format, total - done)
+        sink = _Sink(writer, footage, journal, on_frames)
         for block in blocks:
-            frames.take(block)
-        frames.flush()
+            sink.take(block)
+        sink.encode_kept()
         writer.close()
         if journal is not None:
             journal.finish()
@@ -163,41 +179,26 @@ class _Sink:
         self._journal = journal
         self._time = footage.times
         self._on_frames = on_frames or (lambda count: None)
-        # Frames of the journal are encoded once their times are known, that is when the source was read so far.
-        self._waiting: Iterator[Any] = iter(())
-        self._frames_waiting = 0
-
-    def replay(self, check_cancel: Callable[[], None] | None) -> None:
-        """Takes over the frames of the journal."""
-        if self._journal is None:
-            return
-        self._waiting, self._frames_waiting = self._kept(check_cancel), self._journal.frames_done
-        if self._time is None:
-            self.flush()
+        self._kept = self._unpacked([] if journal is None else journal.chunks())
 
     def take(self, block: Tensor) -> None:
-        """New frames (k,H,W,C)."""
-        self.flush()
+        """New frames (k,H,W,C), after all that the journal had."""
         prepared = [self._writer.prepare(picture) for picture in block]
         if self._journal is not None:
             self._journal.add(pack_frames(prepared), len(prepared))
         self._encode(prepared)
 
-    def flush(self) -> None:
-        """Encodes what came out of the journal, if that has not happened yet."""
-        self._encode(self._waiting)
-        self._waiting = iter(())
+    def encode_kept(self, count: int | None = None) -> None:
+        """Encodes the next `count` frames that came out of the journal; None for all that are left."""
+        self._encode(islice(self._kept, count))
 
     def _encode(self, frames: Iterable[Any]) -> None:
         for frame in frames:
             self._writer.add(frame, None if self._time is None else self._time(self._writer.num_frames))
             self._on_frames(1)
 
-    def _kept(self, check_cancel: Callable[[], None] | None) -> Iterator[Any]:
-        assert self._journal is not None
-        for path in self._journal.chunks():
-            if check_cancel is not None:
-                check_cancel()
+    def _unpacked(self, chunks: Iterable[Path]) -> Iterator[Any]:
+        for path in chunks:
             yield from unpack_frames(path.read_bytes(), self._writer.pixel_format)
 
 
@@ -221,7 +222,7 @@ def _keep_in(journal: Journal) -> Callable[[Resume], None]:
 def _open_writer(footage: Footage, output: Output, size: tuple[int, int]) -> VideoWriter | SequenceWriter:
     if is_pattern(output.path):
         return SequenceWriter(output.path, size, depth=footage.depth, alpha=footage.alpha, quality=output.quality)
-    return VideoWriter(
+    writer = VideoWriter(
         output.path,
         footage.frame_rate,
         size,
@@ -232,10 +233,36 @@ def _open_writer(footage: Footage, output: Output, size: tuple[int, int]) -> Vid
         time_base=footage.time_base,
         **footage.options,
     )
+    if is_high_10(codec_for(output.path, output.codec), writer.pixel_format):
+        logger.warning(
+            "'%s' becomes 10-bit H.264 (High 10), as its source has more than 8 bits a channel: Apple's players and "
+            "some browsers do not play that; 'setevsr restore --codec h265' makes what more of them do", output.path,
+        )  # fmt: skip
+    return writer
+
+
+def _warn_of_a_full_disk(folder: Path, size: tuple[int, int], pixel_format: str, num_frames: int) -> None:
+    """Says so if the lossless chunks of so many frames may not fit. FFV1 needs less than plain pixels, by how much
+    depends on the video.
+    """
+    bits = require("av", "av", "writing a video").VideoFormat(pixel_format).bits_per_pixel
+    needed = num_frames * size[0] * size[1] * bits / 8
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        logger.warning(
+            "the disk may become full: finished frames are kept in '%s' without loss until the end, which takes up to "
+            "%.1f GB, and %.1f GB are free; if it does, free some space and run the same again: it continues",
+            folder, needed / 2**30, free / 2**30,
+        )  # fmt: skip
 
 
 def _open_journal(
-    restorer: Any, footage: Footage, output: Output, settings: Mapping[str, Any], parts: ExitStack
+    restorer: Any,
+    footage: Footage,
+    output: Output,
+    settings: Mapping[str, Any],
+    check_cancel: Callable[[], None] | None,
+    parts: ExitStack,
 ) -> Journal | None:
     """The locked journal; None without one, or for a restorer that cannot say what decides its result."""
     if output.journal is None or not hasattr(restorer, "fingerprint") or not output.journal.parent.is_dir():
@@ -248,7 +275,7 @@ def _open_journal(
             (output.path.suffix.lower(), output.codec, output.quality, footage.depth, footage.alpha, options)
         ),
     }
-    return parts.enter_context(Journal(output.journal, job))
+    return parts.enter_context(Journal(output.journal, job, check_cancel))
 
 
 def job_name(restorer: Any, footage: Footage, settings: Mapping[str, Any], *more: Any) -> str:

@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from setevsr_core import Restorer, VideoError
+from setevsr_core import Restorer, VideoError, video_job
+from setevsr_core import restorer as restorers
 from setevsr_core.errors import SeTeVSRError
+from setevsr_core.progress import Progress
 from setevsr_core.segment_run import SegmentRun
 from setevsr_core.streaming import Resume
 from setevsr_core.video import journal as journals
@@ -44,11 +47,21 @@ def restorer() -> Restorer:
 
 
 def run(
-    restorer: Any, source: Path, target: Path, *, on_frames: Callable[[int], None] | None = None, **changed: Any
+    restorer: Any,
+    source: Path,
+    target: Path,
+    *,
+    on_frames: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
+    check_cancel: Callable[[], None] | None = None,
+    **changed: Any,
 ) -> Result:
     with VideoReader(source) as reader:
         output = Output(target, quality=changed.pop("quality", 10), journal=journal_of(target))
-        return restore_video(restorer, footage_of(reader), output, {**SETTINGS, **changed}, on_frames=on_frames)
+        return restore_video(
+            restorer, footage_of(reader), output, {**SETTINGS, **changed},
+            on_frames=on_frames, progress=progress, check_cancel=check_cancel,
+        )  # fmt: skip
 
 
 def journal_of(target: Path) -> Path:
@@ -133,6 +146,18 @@ def test_what_decides_the_result_is_in_the_fingerprint(restorer: Restorer) -> No
         assert restorer.fingerprint(**SETTINGS) != same
     finally:
         weight.data.copy_(before)
+
+
+def test_another_version_of_the_code_is_another_job(
+    restorer: Restorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = make_clip(tmp_path / "in.mp4", count=12, size=(16, 24)), tmp_path / "out.mp4"
+    with pytest.raises(Stop):
+        run(restorer, source, target, on_frames=stop_after(8))
+    before = restorer.fingerprint(**SETTINGS)
+    monkeypatch.setattr(restorers, "RESULT_VERSION", restorers.RESULT_VERSION + 1)
+    assert restorer.fingerprint(**SETTINGS) != before
+    assert run(restorer, source, target).resumed == 0
 
 
 # ---- chunks
@@ -250,6 +275,61 @@ def test_a_continued_run_restores_only_the_segment_it_was_in(
     run(restorer, source, target)
     plan = plan_spans(20, SETTINGS["length"], SETTINGS["overlap"], SETTINGS["cuts"])
     assert computed == [*plan[:5], *plan[4:]]
+
+
+def test_a_continued_run_shows_what_it_reads_on_and_is_cancelled_there(restorer: Restorer, tmp_path: Path) -> None:
+    source, target = make_clip(tmp_path / "in.mp4", count=20, size=(16, 24)), tmp_path / "out.mp4"
+    with pytest.raises(Stop):
+        run(restorer, source, target, on_frames=stop_after(12))
+    encoded: list[int] = []
+
+    def cancel() -> None:
+        if len(encoded) == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(restorer, source, target, on_frames=encoded.append, check_cancel=cancel)
+    assert len(encoded) == 3 and not target.exists()  # in the midst of what was there already
+    reports: list[tuple[float, str]] = []
+    result = run(restorer, source, target, progress=lambda done, message, preview: reports.append((done, message)))
+    reading = [done for done, message in reports if message == f"reading on to frame {result.resumed + 1}"]
+    assert reading == [index / 20 for index in range(result.resumed)] and result.resumed >= 12
+    shares = [done for done, _ in reports]
+    assert shares == sorted(shares) and shares[-1] == 1
+
+
+def test_a_cancel_reaches_the_check_of_what_is_there(tmp_path: Path) -> None:
+    def cancel() -> None:
+        raise Stop
+
+    with Journal(tmp_path / "job", {}) as journal:
+        journal.add(b"frames", 1)
+    with pytest.raises(Stop), Journal(tmp_path / "job", {}, cancel):
+        pass
+    with Journal(tmp_path / "job", {}) as journal:
+        assert journal.frames_done == 1
+
+
+@pytest.mark.parametrize(("free", "warned"), [(20 * 32 * 48 * 1.5 - 1, True), (20 * 32 * 48 * 1.5, False)])
+def test_a_disk_that_may_become_full_is_warned_of(
+    restorer: Restorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    free: float, warned: bool,
+) -> None:  # fmt: skip
+    source = make_clip(tmp_path / "in.mp4", count=20, size=(16, 24))
+    monkeypatch.setattr(video_job.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    run(restorer, source, tmp_path / "out.mp4")
+    assert any("the disk may become full" in line for line in caplog.messages) == warned
+
+
+@pytest.mark.parametrize(("depth", "codec", "warned"), [(8, None, False), (10, None, True), (10, "h265", False)])
+def test_h264_that_few_players_play_is_said(
+    restorer: Restorer, tmp_path: Path, caplog: pytest.LogCaptureFixture, depth: int, codec: str | None, warned: bool
+) -> None:
+    with VideoWriter(tmp_path / "in.mkv", 24, (16, 24), codec="ffv1", depth=depth) as writer:
+        writer.write(torch.rand(2, 16, 24, 3))
+    with VideoReader(tmp_path / "in.mkv") as reader:
+        restore_video(restorer, footage_of(reader), Output(tmp_path / "out.mp4", codec), SETTINGS)
+    assert any("High 10" in line for line in caplog.messages) == warned
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "lose", "stray", "carry", "no carry"])

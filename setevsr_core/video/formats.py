@@ -103,6 +103,11 @@ def codec_for(path: Path, name: str | None) -> str:
     return name
 
 
+def is_high_10(name: str, pixel_format: str) -> bool:
+    """True for H.264 with 10 bits a channel, which its profile High 10 (or 4:4:4) is for and few players are."""
+    return name == "h264" and pixel_format.endswith("10le")
+
+
 def check_quality(name: str, quality: float | None) -> float:
     """`quality`, or the codec's own default. Errors: SettingsError outside the scale of the codec."""
     codec = CODECS[name]

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,12 +37,16 @@ class Journal:
 
     `job` describes all that decides the result, by topic (values that JSON can hold). A folder of the same job is
     continued; one of another job is emptied and the log says which topic differs. Leaving the block keeps the folder
-    if it holds chunks, unless `finish()` was called.
+    if it holds chunks, unless `finish()` was called. check_cancel() is called for every chunk that is looked at, and
+    stops by raising.
     Errors: VideoError if another process works on the folder, or it cannot be written.
     """
 
-    def __init__(self, folder: Path, job: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, job: Mapping[str, Any], check_cancel: Callable[[], None] | None = None
+    ) -> None:
         self.folder = folder
+        self._check_cancel = check_cancel or (lambda: None)
         self._job = json.loads(json.dumps({"version": VERSION, **job}, default=str))
         self._lock: LockFile | None = None
         self._chunks: list[Path] = []
@@ -131,6 +135,7 @@ class Journal:
 
     def _find_chunks(self) -> None:
         for path in sorted(self.folder.glob("*.chunk")):
+            self._check_cancel()
             match = _NAME.fullmatch(path.name)
             if match is None or int(match[1]) != self.frames_done or int(match[2]) <= self.frames_done:
                 return
