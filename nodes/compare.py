@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from comfy_api.latest import io
 
 from . import checks, compat, widgets
+
+REMEDY = "show one frame ('frame') or compare fewer of them."
 
 
 class Compare(io.ComfyNode):
@@ -19,17 +23,18 @@ class Compare(io.ComfyNode):
             "Smaller ones are enlarged without smoothing.",
             search_aliases=["compare", "side by side", "before after", "zoom"],
             inputs=[
-                io.Image.Input("first", tooltip="Usually the input."),
-                io.Image.Input("second", tooltip="Usually the result. Same number of frames, or a single one."),
-                io.Image.Input("third", optional=True, tooltip="Another result, or the original."),
-                io.Image.Input("fourth", optional=True),
+                pictures("first", tooltip="Usually the input: pictures, or a VIDEO, of which only 'frame' is kept."),
+                pictures("second", tooltip="Usually the result. Same number of frames, or a single one."),
+                pictures("third", optional=True, tooltip="Another result, or the original."),
+                pictures("fourth", optional=True),
                 compat.widget(
                     io.String, "labels", default="input, restored",
                     tooltip="One label per picture, separated by commas; missing ones are numbered.",
                 ),
                 compat.widget(
                     io.Int, "frame", default=-1, min=-1, max=1_000_000,
-                    tooltip="Which frame to show, counted from 0; -1 compares all frames (a video of comparisons).",
+                    tooltip="Which frame to show, counted from 0; -1 compares all frames (a video of comparisons), "
+                    "which then lie in memory.",
                 ),
                 compat.widget(
                     io.Float, "zoom", default=4.0, min=0.0, max=16.0, step=0.5,
@@ -54,31 +59,26 @@ class Compare(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        first: torch.Tensor,
-        second: torch.Tensor,
+        first: Any,
+        second: Any,
         labels: str = "",
         frame: int = -1,
         zoom: float = 4.0,
         centre_x: float = 0.5,
         centre_y: float = 0.5,
         direction: str = "row",
-        third: torch.Tensor | None = None,
-        fourth: torch.Tensor | None = None,
+        third: Any = None,
+        fourth: Any = None,
     ) -> io.NodeOutput:
         from .pictures import compare
         from .progress import NodeProgress
 
         def require_room(shape: tuple[int, ...]) -> None:
             count, height, width, channels = shape
-            checks.require_memory(
-                count, (height, width), channels, remedy="show one frame ('frame') or compare fewer of them."
-            )
+            checks.require_memory(count, (height, width), channels, remedy=REMEDY)
 
         named = {"first": first, "second": second, "third": third, "fourth": fourth}
-        batches = {name: batch for name, batch in named.items() if batch is not None}
-        for name, batch in batches.items():
-            checks.require_frames(batch, name)
-        chosen = [pick_frame(batch, frame, name) for name, batch in batches.items()]
+        chosen = [frames_of(given, frame, name) for name, given in named.items() if given is not None]
         written = [label.strip() for label in labels.split(",") if label.strip()]
         texts = [written[i] if i < len(written) else f"{i + 1}" for i in range(len(chosen))]
         image = compare(
@@ -88,15 +88,47 @@ class Compare(io.ComfyNode):
         return io.NodeOutput(image.to(**compat.intermediate_options()))
 
 
-def pick_frame(batch: torch.Tensor, frame: int, name: str) -> torch.Tensor:
-    """Frame `frame` of a batch as a batch of one; a single picture serves every frame; -1 keeps the batch."""
+def pictures(name: str, **keywords: Any) -> Any:
+    """An input that takes frames and videos."""
+    return io.MultiType.Input(name, [io.Image, io.Video], **keywords)
+
+
+def frames_of(given: Any, frame: int, name: str) -> torch.Tensor:
+    """Frame `frame` of an IMAGE or a VIDEO as a batch of one; a single picture serves every frame; -1: all of them."""
     from ..setevsr_core.errors import InputError
 
-    if frame < 0 or len(batch) == 1:
-        return batch
-    if frame >= len(batch):
-        raise InputError(f"frame {frame} does not exist: '{name}' has {len(batch)} frames, counted from 0.")
-    return batch[frame : frame + 1]
+    if compat.is_file_video(given):
+        frames, count = decoded(given, frame)
+    else:
+        frames = given if isinstance(given, torch.Tensor) else given.get_components().images
+        checks.require_frames(frames, name)
+        count = len(frames)
+        if count > 1 and frame >= 0:
+            frames = frames[frame : frame + 1]
+    if count > 1 and frame >= count:
+        raise InputError(f"frame {frame} does not exist: '{name}' has {count} frames, counted from 0.")
+    return frames
+
+
+def decoded(video: Any, frame: int) -> tuple[torch.Tensor, int]:
+    """(frames (N,H,W,3), how many were read) of a video file: it is read up to the frame that is wanted, and holds but
+    one in memory unless all of them are.
+    """
+    from .media import reader_of
+
+    kept: list[torch.Tensor] = []
+    count = 0
+    with reader_of(video) as reader:
+        if frame < 0:
+            checks.require_memory(reader.expected_frames or 1, reader.size, 3, remedy=REMEDY)
+        for count, picture in enumerate(reader, 1):
+            compat.check_interrupt()
+            if frame >= 0:
+                kept.clear()
+            kept.append(picture)
+            if count == frame + 1:
+                break
+    return torch.stack(kept), count
 
 
 NODES = [Compare]

@@ -29,12 +29,17 @@ def writer_for(footage: Footage, path: Path, size: tuple[int, int], quality: flo
     )  # fmt: skip
 
 
+def reader_of(video: Any) -> VideoReader:
+    """The frames of a VIDEO that is backed by a file, as far as 'Trim Video' has left them."""
+    start, duration = compat.trim_window(video)
+    return VideoReader(video.get_stream_source(), start, duration)
+
+
 @contextmanager
 def open_video(video: Any) -> Iterator[Footage]:
     """A VIDEO of any kind as footage: a file is decoded lazily, one made in the graph is taken from memory."""
     if compat.is_file_video(video):
-        start, duration = compat.trim_window(video)
-        with VideoReader(video.get_stream_source(), start, duration) as reader:
+        with reader_of(video) as reader:
             yield footage_of(reader)
         return
     parts = video.get_components()

@@ -61,10 +61,9 @@ class DegradeVideo(io.ComfyNode):
                     io.Int, "scale", default=4, min=1, max=8,
                     tooltip="How many times smaller each side becomes; restore with the same scale to compare.",
                 ),
-                compat.widget(
-                    io.Int, "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                    tooltip="Draws the kind and strength of every step: another seed, another kind of bad. "
-                    "Same seed: same result.",
+                widgets.seed(
+                    "Draws the kind and strength of every step: another seed, another kind of bad. "
+                    "Same seed: same result."
                 ),
             ],
             outputs=[io.Video.Output("video", tooltip="The degraded video, written nearly without further loss.")],

@@ -54,18 +54,23 @@ def steps() -> Any:
     )
 
 
-def seed() -> Any:
+def seed(
+    tooltip: str = "Same seed, video and settings: same result, bit for bit. Keep it 'fixed': after another seed "
+    "nothing is continued. Another one invents other fine texture; nano's, which invents little, hardly differs.",
+) -> Any:
+    """It stays as it is after a run, unlike most nodes': what was interrupted is continued by the same seed only."""
     return widget(
-        io.Int, "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-        tooltip="Same seed, video and settings: same result, bit for bit. Another seed invents other fine texture.",
-    )
+        io.Int, "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=io.ControlAfterGenerate.fixed, tooltip=tooltip,
+    )  # fmt: skip
 
 
 def sampler() -> Any:
     return widget(
         io.Combo, "sampler", options=SAMPLERS, default=PRESETS_OWN,
         tooltip="How the noise is removed. ddpm: the paper's choice, many steps. dpmpp_2m, unipc: good from 10 steps "
-        "on. 'none (decoder only)' skips diffusion: fastest and most faithful, with the least new detail.",
+        "on. 'none (decoder only)' skips diffusion: fastest and most faithful, with the least new detail. Nano's "
+        "result is nearly the same with and without diffusion.",
     )
 
 
@@ -123,8 +128,8 @@ def steady_result() -> Any:
 def fusion() -> Any:
     return widget(
         io.Float, "fusion", default=1.0, min=0.0, max=1.0, step=0.05, advanced=True,
-        tooltip="How much the decoder takes from the input's own features: 1 keeps shapes and text as they are, "
-        "0 decodes the latents alone (freer, less faithful).",
+        tooltip="How much the decoder takes from the input's own features: 1 keeps shapes and text as they are, 0 does "
+        "without (freer, less faithful). A VAE that corrects its input's pixels, as nano's, keeps these at any value.",
     )
 
 

@@ -225,6 +225,13 @@ def test_inputs_of_later_versions_come_last_and_may_stay_open(nodes: dict[str, A
         assert (last.id, last.optional) == ("conditioning", True)
 
 
+def test_a_seed_stays_as_it_is_after_a_run(nodes: dict[str, Any]) -> None:
+    """Another seed is another job: what was interrupted would never be continued."""
+    seeds = [entry for node in nodes.values() for entry in node.GET_SCHEMA().inputs if entry.id == "seed"]
+    assert len(seeds) == 5
+    assert {json.dumps(entry.as_dict()["control_after_generate"]) for entry in seeds} == {'"fixed"'}
+
+
 def test_layers_have_weights_under_dynamic_vram(pack: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     import comfy.memory_management
 
@@ -257,6 +264,14 @@ def test_workflow_fits_the_nodes(path: Path, nodes: dict[str, Any]) -> None:
         assert link in by_id[source]["outputs"][output]["links"]
         assert by_id[target]["inputs"][slot]["link"] == link
         assert by_id[source]["outputs"][output]["type"] == kind
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_no_workflow_decodes_the_whole_result_of_upscale_video(path: Path) -> None:
+    workflow = json.loads(path.read_text("utf-8"))
+    kinds = {node["id"]: node["type"] for node in workflow["nodes"]}
+    fed = {kinds[target] for _, source, _, target, *_ in workflow["links"] if kinds[source] == "SeTeVSRUpscaleVideo"}
+    assert "GetVideoComponents" not in fed
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -1008,6 +1023,33 @@ def test_a_compared_video_is_cancelled_and_must_fit(
         compare(video, still, third=1 - video)
     management.interrupt_current_processing(True)
     with pytest.raises(management.InterruptProcessingException):
+        compare(video, still)
+
+
+@torch.inference_mode()
+def test_compare_reads_videos_no_further_than_it_must(
+    pack: ModuleType, nodes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+    from comfy_api.latest import InputImpl, Types
+
+    from .video_helpers import make_clip
+
+    reader, compare = part(pack, "setevsr_core.video.reading").VideoReader, nodes["SeTeVSRCompare"].execute
+    errors, path = part(pack, "setevsr_core.errors"), make_clip(tmp_path / "in.mp4", count=9, size=(16, 24))
+    video, frames, still = InputImpl.VideoFromFile(str(path)), torch.stack(list(reader(path))), clip(1, 16, 24)
+    made = InputImpl.VideoFromComponents(Types.VideoComponents(images=1 - frames, frame_rate=Fraction(24)))
+    (image,) = compare(video, made, third=still).result
+    assert torch.equal(image, compare(frames, 1 - frames, third=still).result[0])
+    read: list[int] = []
+    decode = reader._frames
+    monkeypatch.setattr(reader, "_frames", lambda self: (read.append(1) or frame for frame in decode(self)))
+    assert torch.equal(compare(video, made, third=still, frame=4).result[0], image[4:5])
+    assert len(read) == 5
+    with pytest.raises(errors.InputError, match="frame 9 does not exist: 'first' has 9 frames"):
+        compare(video, still, frame=9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=frames.nbytes))
+    with pytest.raises(errors.InputError, match="needs .* show one frame"):
         compare(video, still)
 
 
