@@ -281,7 +281,16 @@ class Trunk(nn.Module):
         self.skip = ops.Conv2d(folded, folded, 3, **kw)
 
     def forward(self, folded: Tensor, feature: Tensor) -> Tensor:
-        """folded (N, 3 patch^2, h, w) near -1..1, feature (N, C, h, w) -> the shape of `folded`."""
+        """folded (N, 3 patch^2, h, w) near -1..1, feature (N, C, h, w) -> the shape of `folded`.
+
+        A processor takes frame by frame: what one convolution leaves is still in its cache for the next, and glibc
+        keeps blocks of that size. Training takes all at once.
+        """
+        if folded.device.type == "cpu" and not torch.is_grad_enabled():
+            return torch.cat([self._frames(*frame) for frame in zip(folded.split(1), feature.split(1), strict=True)])
+        return self._frames(folded, feature)
+
+    def _frames(self, folded: Tensor, feature: Tensor) -> Tensor:
         x = self.conv_in(folded) + self.join(feature)
         slopes = self.slopes.to(x)
         for start in range(0, len(self.convs), self.PIECE):
