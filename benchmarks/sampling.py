@@ -37,7 +37,7 @@ RUNS: list[dict[str, Any]] = [
     {"steps": 15, "sampler": "ddpm", "strength": 1.0},
 ]
 CURVES: dict[str, tuple[float, ...]] = {"steps": (1, 2, 4, 8, 15, 25, 50), "strength": (0.1, 0.25, 0.5, 0.75, 1.0),
-                                       "sharpen": (0.0, 0.5, 1.0, 1.25, 1.5, 2.0), "descreen": (False, True),
+                                       "sharpen": (0.0, 0.3, 0.6, 1.0, 1.5), "descreen": (False, True),
                                        "steady_result": (0, 1, 2, 4)}
 FIGURES = ("LPIPS", "PSNR", "E_warp", "s/frame")
 

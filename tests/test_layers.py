@@ -14,6 +14,7 @@ from setevsr_core.networks.layers import FeedForward, SelfAttention
 from setevsr_core.networks.sharpening import unsharp_mask
 from setevsr_core.networks.temporal_spatial import TemporalSpatialAwareness
 from setevsr_core.networks.temporal_transformer import TemporalTransformer
+from setevsr_core.networks.temporal_vae import Trunk, VAEConfig
 
 from .tiny_networks import tiny_denoiser
 
@@ -100,3 +101,14 @@ def test_descreening_takes_the_repeated_tile_and_leaves_the_picture() -> None:
     assert left.square().mean() < 0.1 * weave.square().mean()
     assert (descreen(picture, 4) - picture).square().mean() < 1e-3 * picture.var()
     assert (descreen(grain, 4) - grain).square().mean() < 0.1 * grain.var()
+
+
+def test_a_trunk_gives_the_same_frame_by_frame_as_all_at_once() -> None:
+    trunk = Trunk(VAEConfig.nano(trunk=8, trunk_channels=16), 32)
+    sizes: list[int] = []
+    trunk.conv_out.register_forward_hook(lambda layer, given, made: sizes.append(len(made)))
+    folded, feature = torch.randn(FRAMES, 48, 6, 10), torch.randn(FRAMES, 32, 6, 10)
+    together = trunk(folded, feature)
+    with torch.inference_mode():
+        torch.testing.assert_close(trunk(folded, feature), together)
+    assert sizes == [FRAMES] + FRAMES * [1]
