@@ -141,7 +141,8 @@ def test_the_law_is_complete() -> None:
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["estimate", "--size", "32x24", "--frames", "7", "--steps", "2", "--json"]) == 0
+    assert cli.main(["estimate", "--size", "32x24", "--frames", "7", "--steps", "2", "--length", "5",
+                     "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["frames"], found["size"], found["segments"]) == (7, [96, 128], 2)
     assert found["seconds"] > 0 and set(found["stages"]) == {"encode", "semantics", "denoise", "decode"}

@@ -48,8 +48,8 @@ def test_it_changes_a_picture_and_keeps_its_colours(restorer: Restorer, steps: i
 
 
 def test_the_vae_has_the_sizes_that_training_begins_with(restorer: Restorer) -> None:
-    factor = restorer.vae.config.scaling_factor
-    assert restorer.vae.config == VAEConfig.nano(scaling_factor=factor)
+    config = restorer.vae.config
+    assert config == VAEConfig.nano(scaling_factor=config.scaling_factor, sharpen=config.sharpen)
 
 
 def test_every_module_of_the_paper_has_learnt(restorer: Restorer) -> None:
