@@ -17,25 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from setevsr_core.errors import CheckpointError, SeTeVSRError, SettingsError
+from setevsr_core.errors import SeTeVSRError, SettingsError
 from setevsr_core.training.compact import convolutions, read_compact
 from setevsr_core.training.data import PackedDataset
+from setevsr_core.training.gathering import mix_of, mixture
 
 FRAMES, CROP, SEED = 16, 128, 3  # batch, side in clean pixels, and which of the pack's
 Weights = dict[str, Tensor]
-
-
-def mixed(weights: Weights, other: Weights, share: float) -> Weights:
-    """(1 - share) * weights + share * other.
-
-    Errors: SettingsError for a share outside of 0..1, CheckpointError for networks of different sizes.
-    """
-    if not 0 <= share <= 1:
-        raise SettingsError(f"--mix takes a share between 0 and 1, not {share:g}")
-    if {key: value.shape for key, value in weights.items()} != {key: value.shape for key, value in other.items()}:
-        raise CheckpointError("--mix is of two trainings of the same network, and these two networks have different "
-                              "sizes")
-    return {key: torch.lerp(value, other[key], share) for key, value in weights.items()}
 
 
 def residual(weights: Weights, frames: Tensor, inner: list[int]) -> Tensor:
@@ -80,12 +68,8 @@ def made(args: argparse.Namespace) -> Weights:
     """The weights that the command line asks for."""
     weights = read_compact(args.network)
     if args.mix:
-        file, share = args.mix
-        try:
-            share = float(share)
-        except ValueError:
-            raise SettingsError(f"--mix takes a file and a share between 0 and 1, not '{share}'") from None
-        weights = mixed(weights, read_compact(Path(file)), share)
+        file, share = mix_of(*args.mix)
+        weights = mixture(weights, read_compact(file), share)
     if args.keep is not None:
         data = PackedDataset(args.pack)
         lr, _ = data.sample(np.random.default_rng(SEED), FRAMES, min(CROP, data.size), 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from ..checkpoints import save_native
 from ..checkpoints.presets import preset_config
@@ -42,7 +42,8 @@ def gather_preset(
     for kind, path in given.items():
         network: Any = load(kind, path, torch.device("cpu"))
         if kind == "vae" and mixed is not None:
-            interpolate(network, load(kind, mixed[0], torch.device("cpu")), mixed[1])
+            other: Any = load(kind, mixed[0], torch.device("cpu"))
+            network.load_state_dict(mixture(network.state_dict(), other.state_dict(), mixed[1]))
             first, second = (f"{file.parent.name}/{file.name}" for file in (path, mixed[0]))
             record["mixed"] = {"vae": first, "with": second, "share": mixed[1]}
         if kind == "vae" and ending:
@@ -94,12 +95,21 @@ def ended(config: VAEConfig, changes: Mapping[str, Any]) -> VAEConfig:
 
 
 @torch.no_grad()
-def interpolate(network: nn.Module, other: nn.Module, share: float) -> None:
-    """network := (1 - share) * network + share * other, weight by weight."""
-    weights, others = network.state_dict(), other.state_dict()
+def mixture(weights: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """(1 - share) * weights + share * other, tensor by tensor (network interpolation, ESRGAN section 3.4).
+
+    Errors: SettingsError for a share outside of 0..1, and for networks of different sizes.
+    """
     if not 0 <= share <= 1:
-        raise SettingsError(f"the share of the second VAE is {share:g}; it must lie between 0 and 1")
-    if {key: value.shape for key, value in weights.items()} != {key: value.shape for key, value in others.items()}:
-        raise SettingsError("the two VAEs have other sizes; only trainings of one network can be mixed")
-    for key, value in weights.items():
-        value.lerp_(others[key], share)
+        raise SettingsError(f"a mix takes a share between 0 and 1, not {share:g}")
+    if {key: value.shape for key, value in weights.items()} != {key: value.shape for key, value in other.items()}:
+        raise SettingsError("the two networks have different sizes; only trainings of one network can be mixed")
+    return {key: torch.lerp(value, other[key], share) for key, value in weights.items()}
+
+
+def mix_of(path: str, share: str) -> tuple[Path, float]:
+    """The two words of an option that mixes. Errors: SettingsError for a share that is no number."""
+    try:
+        return Path(path), float(share)
+    except ValueError:
+        raise SettingsError(f"a mix takes a file and a share between 0 and 1, not '{share}'") from None

@@ -108,13 +108,6 @@ def add_parser(subparsers: Any) -> None:
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
 
 
-def mix_of(path: str, share: str) -> tuple[Path, float]:
-    try:
-        return Path(path), float(share)
-    except ValueError:
-        raise SettingsError(f"--mix-vae takes a file and a share between 0 and 1, not '{share}'") from None
-
-
 def _require_out(args: argparse.Namespace) -> None:
     if args.out is None:
         raise SettingsError("training needs --out: the folder of the run, or of the preset")
@@ -125,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     if args.stage == "preset" or not args.estimate:
         _require_out(args)
     if args.stage == "preset":
-        from .gathering import gather_preset
+        from .gathering import gather_preset, mix_of
 
         gather_preset(args.out, {name: getattr(args, name, None) for name in ("vae", "denoiser", "semantic")},
                       args.data or [], args.mix_vae and mix_of(*args.mix_vae), getattr(args, "sharpen", None),
