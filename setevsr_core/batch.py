@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import VideoError
-from .video.formats import VIDEO_ENDINGS
+from .video.formats import VIDEO_ENDINGS, is_video
 
 
 def plan(
@@ -92,5 +92,5 @@ def _videos_in(folder: Path) -> list[Path]:
     """The videos of a folder, or the folder itself where it holds numbered pictures instead."""
     from .video.sequence import pictures_in
 
-    videos = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in VIDEO_ENDINGS and entry.is_file())
+    videos = sorted(entry for entry in folder.iterdir() if is_video(entry) and entry.is_file())
     return videos or ([folder] if pictures_in(folder) else [])

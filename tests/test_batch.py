@@ -12,6 +12,7 @@ import torch
 from setevsr_core import batch, cli, watching
 from setevsr_core.batch import plan
 from setevsr_core.errors import CheckpointError, VideoError
+from setevsr_core.video.sequence import pictures_in
 from setevsr_core.watching import watch
 
 from .test_cli import FakeRestorer, fake_restorer
@@ -54,6 +55,15 @@ def test_a_folder_of_pictures_is_one_video(tmp_path: Path) -> None:
     touch(tmp_path, "frames/1.png", "frames/2.png")
     jobs, several = plan([str(tmp_path / "frames")], "out.mp4", ".mp4")
     assert not several and names(jobs) == [("frames", "out.mp4")]
+
+
+def test_hidden_files_are_no_videos_and_no_pictures(tmp_path: Path) -> None:
+    """macOS lays a `._NAME` of a few bytes beside every file on a disk that is not its own."""
+    touch(tmp_path, "films/a.mp4", "films/._a.mp4", "frames/1.png", "frames/._1.png", "._b.mp4")
+    inputs = [str(tmp_path / name) for name in ("films", "frames", "*.mp4")]
+    jobs, _ = plan(inputs, str(tmp_path / "out"), ".mp4", may_be_empty=True)
+    assert names(jobs) == [("a.mp4", "a.mp4"), ("frames", "frames.mp4")]
+    assert pictures_in(tmp_path / "frames") == [tmp_path / "frames" / "1.png"]
 
 
 @pytest.mark.parametrize(

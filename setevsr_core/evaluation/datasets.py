@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ..errors import InputError, SettingsError, VideoError
 from ..training.degradation import Degradation
-from ..video.formats import VIDEO_ENDINGS
+from ..video.formats import VIDEO_ENDINGS, is_video
 from ..video.reading import VideoReader
-from ..video.sequence import PICTURES, SequenceReader, natural_key, pictures_in
+from ..video.sequence import SequenceReader, natural_key, pictures_in
 
 logger = logging.getLogger(__name__)
 
@@ -237,8 +237,8 @@ def _stem(name: str) -> str:
 def is_sequence(path: Path) -> bool:
     """A video file, or a folder with pictures directly in it."""
     if path.is_dir():
-        return any(entry.suffix.lower() in PICTURES for entry in path.iterdir())
-    return path.suffix.lower() in VIDEO_ENDINGS
+        return bool(pictures_in(path))
+    return is_video(path)
 
 
 def read_frames(path: Path, limit: int = 0) -> Tensor:

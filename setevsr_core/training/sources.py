@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, SettingsError, VideoError, require
-from ..video.formats import VIDEO_ENDINGS
+from ..video.formats import is_hidden, is_video
 from ..video.sequence import load_picture, pictures_in
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -47,9 +47,9 @@ def list_material(sources: Sequence[Source | str | Path], without: Sequence[str]
         if not folder.is_dir():
             raise InputError(f"the source folder '{folder}' does not exist; name a folder with videos or pictures.")
         for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in VIDEO_ENDINGS or path.is_dir() and numbered_frames(path):
+            if is_video(path) or path.is_dir() and numbered_frames(path):
                 videos.append(path)
-            elif path.suffix.lower() in PHOTO_SUFFIXES:
+            elif path.suffix.lower() in PHOTO_SUFFIXES and not is_hidden(path):
                 photos.append(path)
     for name in without:
         if not any(name in _names(path) for path in (*videos, *photos)):

@@ -23,6 +23,17 @@ CONTAINERS: dict[str, tuple[str, dict[str, str]]] = {
 VIDEO_ENDINGS = (*CONTAINERS, ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv", ".3gp", ".y4m")
 """What counts as a video in a folder; a file that is named by itself may end as it likes."""
 
+
+def is_hidden(path: Path) -> bool:
+    """True for what no folder is meant to show, such as the `._clip.mp4` that macOS lays beside `clip.mp4`."""
+    return path.name.startswith(".")
+
+
+def is_video(path: Path) -> bool:
+    """True for a file that counts as a video in a folder, by its name."""
+    return path.suffix.lower() in VIDEO_ENDINGS and not is_hidden(path)
+
+
 # Encoders split their work by the number of threads, and the bits follow the split: a fixed number gives the same
 # file on every machine.
 THREADS = 4

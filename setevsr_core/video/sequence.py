@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import InputError, SettingsError, VideoError, require
 from .durable import sync_file, sync_folder
+from .formats import is_hidden
 from .locking import LockFile
 from .yuv import ColourTags, rgb_to_frame
 
@@ -33,8 +34,11 @@ def is_pattern(path: Path) -> bool:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The picture files directly in `folder`, 2 before 10."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path.is_file()]
+    """The picture files directly in `folder` but for hidden ones, 2 before 10."""
+    found = [
+        path for path in folder.iterdir()
+        if path.suffix.lower() in PICTURES and not is_hidden(path) and path.is_file()
+    ]  # fmt: skip
     return sorted(found, key=lambda path: natural_key(path.name))
 
 
