@@ -1,4 +1,4 @@
-"""ComfyUI's VIDEO as footage for the core's engine, and a writer that continues it."""
+"""ComfyUI's VIDEO as footage for the core's engine."""
 
 from __future__ import annotations
 
@@ -13,20 +13,11 @@ from torch import Tensor
 
 from ..setevsr_core.errors import InputError, require
 from ..setevsr_core.video.reading import VideoReader
-from ..setevsr_core.video.writing import VideoWriter
 from ..setevsr_core.video_job import Footage, footage_of
 from . import checks, compat
 
 AAC_FRAME = 1024
 """Samples per AAC frame."""
-
-
-def writer_for(footage: Footage, path: Path, size: tuple[int, int], quality: float) -> VideoWriter:
-    """A writer of `size` (H, W) with the rate, clock, colours and sound of `footage`."""
-    return VideoWriter(
-        path, footage.frame_rate, size, quality=quality, depth=footage.depth, time_base=footage.time_base,
-        **footage.options,
-    )  # fmt: skip
 
 
 def reader_of(video: Any) -> VideoReader:

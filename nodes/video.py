@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,47 +70,20 @@ class DegradeVideo(io.ComfyNode):
 
     @classmethod
     def execute(cls, video: Any, scale: int = 4, seed: int = 0) -> io.NodeOutput:
+        from ..setevsr_core.training.degradation import Degradation
+        from ..setevsr_core.training.degrade_command import degrade_footage
         from .media import open_video
+        from .progress import NodeProgress
+        from .upscale import temporary_path
 
+        progress, path = NodeProgress(), temporary_path("degraded")
         with open_video(video) as source:
-            path = degrade(source, scale, seed)
+            degrade_footage(
+                Degradation(), source, path, scale, seed, NEARLY_LOSSLESS,
+                on_frame=lambda done: progress.count(done, source.expected_frames or done + 1),
+                check_cancel=compat.check_interrupt,
+            )  # fmt: skip
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)))
-
-
-def degrade(source: Any, scale: int, seed: int) -> Path:
-    """Write the degraded frames of `Footage` to a temporary file, one by one."""
-    import torch
-
-    from ..setevsr_core.errors import VideoError
-    from ..setevsr_core.training.degradation import Degradation
-    from .media import writer_for
-    from .progress import NodeProgress
-    from .upscale import temporary_path
-
-    progress = NodeProgress()
-    writer = None
-    try:
-        for done, frame in enumerate(Degradation().stream(eight_bit(source.frames), seed, scale), 1):
-            if writer is None:
-                writer = writer_for(source, temporary_path("degraded"), frame.shape[:2], NEARLY_LOSSLESS)
-            prepared = writer.prepare(torch.from_numpy(frame).float() / 255)
-            writer.add(prepared, None if source.times is None else source.times(writer.num_frames))
-            progress.count(done, source.expected_frames or done + 1)
-    except BaseException:
-        if writer is not None:
-            writer.abort()
-        raise
-    if writer is None:
-        raise VideoError("The video has no frames; nothing can be degraded.")
-    writer.close()
-    return writer.path
-
-
-def eight_bit(frames: Iterable[Any]) -> Iterator[Any]:
-    """Frames (H,W,3) in 0..1 as uint8 arrays, as the degradation takes them."""
-    for frame in frames:
-        compat.check_interrupt()
-        yield frame.clamp(0, 1).mul(255).round().byte().cpu().numpy()
 
 
 NODES = [LoadSampleVideo, DegradeVideo]

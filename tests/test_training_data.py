@@ -20,6 +20,11 @@ from setevsr_core.training import pack_command, packing, sources  # noqa: E402
 from setevsr_core.training.data import PackedDataset, PackSettings, Source, pack  # noqa: E402
 from setevsr_core.training.degradation import Degradation, DegradationConfig, OrderConfig  # noqa: E402
 from setevsr_core.video.reading import VideoReader  # noqa: E402
+from setevsr_core.video.writing import VideoWriter  # noqa: E402
+from setevsr_core.video.yuv import ColourTags  # noqa: E402
+
+from .test_formats import uneven_clip  # noqa: E402
+from .video_helpers import gradient_frames, stream_facts  # noqa: E402
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -318,6 +323,19 @@ def test_degrade_command_writes_a_small_video(material: Path, tmp_path: Path) ->
     expected = Degradation()(clean, 2, scale=3)
     # luma, since the file keeps colour at half the resolution
     assert np.abs(np.stack(frames).mean(axis=-1) - expected.mean(axis=-1)).mean() < 5
+
+
+def test_degrade_command_keeps_frame_times_and_the_meaning_of_colours(tmp_path: Path) -> None:
+    source, times = uneven_clip(tmp_path / "uneven.mkv")
+    assert cli.main(["degrade", str(source), str(tmp_path / "times.mkv"), "--scale", "1"]) == 0
+    assert stream_facts(tmp_path / "times.mkv")["times"] == times
+
+    wide = ColourTags(matrix=9, primaries=9, transfer=16, full_range=True)
+    with VideoWriter(tmp_path / "hdr.mkv", 24, (16, 24), colour=wide, depth=10) as writer:
+        writer.write(gradient_frames(2, 16, 24))
+    assert cli.main(["degrade", str(tmp_path / "hdr.mkv"), str(tmp_path / "colours.mp4"), "--scale", "1"]) == 0
+    with VideoReader(tmp_path / "colours.mp4") as reader:
+        assert (reader.tags, reader.bit_depth) == (wide, 8)
 
 
 def test_degrade_command_refuses_bad_settings_and_its_own_input(material: Path, tmp_path: Path) -> None:

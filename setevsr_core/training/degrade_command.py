@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError, VideoError
+
+if TYPE_CHECKING:
+    from ..video.writing import VideoWriter
+    from ..video_job import Footage
 
 
 def add_parser(subparsers: Any) -> None:
@@ -34,11 +38,9 @@ def run(args: argparse.Namespace) -> int:
     Errors: VideoError for unreadable or unwritable files, SettingsError for a wrong scale or seed; an output file
     that was there before stays untouched then.
     """
-    import torch
-
     from ..video.reading import VideoReader
-    from ..video.writing import VideoWriter
-    from .degradation import Degradation, DegradationConfig, target_size
+    from ..video_job import footage_of
+    from .degradation import Degradation, DegradationConfig
 
     if args.seed < 0:
         raise SettingsError(f"seed is {args.seed}; it must be 0 or more")
@@ -46,23 +48,48 @@ def run(args: argparse.Namespace) -> int:
         raise VideoError(f"'{args.output}' is the input itself; choose another name for the result")
     degradation = Degradation(DegradationConfig(shuffle_last=not args.fixed_order), args.device)
     with VideoReader(args.input, args.start, args.duration) as reader:
-        size = target_size(*reader.size, args.scale)
-        writer = VideoWriter(
-            args.output,
-            reader.frame_rate,
-            size,
-            quality=args.crf,
-            pixel_aspect=reader.pixel_aspect,
-            audio_from=reader,
-        )
-        with writer:
-            for frame in degradation.stream(_as_uint8(reader), args.seed, args.scale):
-                writer.write(torch.from_numpy(frame).float() / 255)
-    print(f"{args.output}: {writer.num_frames} frames, {size[1]}x{size[0]}")
+        written = degrade_footage(degradation, footage_of(reader), args.output, args.scale, args.seed, args.crf)
+    print(f"{args.output}: {written.num_frames} frames, {written.size[1]}x{written.size[0]}")
     return 0
 
 
-def _as_uint8(frames: Iterable[Any]) -> Iterator[Any]:
-    """float (H, W, 3) 0..1 tensors -> uint8 arrays."""
+def degrade_footage(
+    degradation: Any,
+    footage: Footage,
+    path: str | Path,
+    scale: int,
+    seed: int,
+    quality: float,
+    *,
+    on_frame: Callable[[int], None] | None = None,
+    check_cancel: Callable[[], None] | None = None,
+) -> VideoWriter:
+    """Writes the degraded frames of `footage` with its times, colours and sound, and returns the closed writer.
+
+    They are written with 8 bits, which is all that a degraded frame has. on_frame(done) is called for every frame that
+    is written, check_cancel() for every one that is read. Errors: VideoError, SettingsError.
+    """
+    import torch
+
+    from ..video.writing import VideoWriter
+    from .degradation import target_size
+
+    with VideoWriter(
+        path, footage.frame_rate, target_size(*footage.size, scale), quality=quality, time_base=footage.time_base,
+        **footage.options,
+    ) as writer:  # fmt: skip
+        frames = degradation.stream(_as_uint8(footage.frames, check_cancel), seed, scale)
+        for index, frame in enumerate(frames):
+            prepared = writer.prepare(torch.from_numpy(frame).float() / 255)
+            writer.add(prepared, None if footage.times is None else footage.times(index))
+            if on_frame is not None:
+                on_frame(writer.num_frames)
+    return writer
+
+
+def _as_uint8(frames: Iterable[Any], check_cancel: Callable[[], None] | None) -> Iterator[Any]:
+    """Tensors (H,W,3) in 0..1 -> uint8 arrays, as the degradation takes them."""
     for frame in frames:
-        yield (frame.clamp(0, 1) * 255).round().byte().numpy()
+        if check_cancel is not None:
+            check_cancel()
+        yield frame.clamp(0, 1).mul(255).round().byte().cpu().numpy()
