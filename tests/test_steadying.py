@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor
 from setevsr_core import Restorer
 from setevsr_core.errors import SettingsError
 from setevsr_core.training.packing import steady_frames
+from setevsr_core.video.motion import Search, dense_flow
 from setevsr_core.video.segments import iter_windows, plan_spans
 from setevsr_core.video.steadying import steady, steady_spans, steady_video
 
@@ -45,6 +46,22 @@ def test_noise_goes_and_motion_is_followed(speed: float) -> None:
     frames = noisy(truth)
     assert error(steady(frames, 2)[2:3], truth[2:3]) < 0.65 * error(frames[2:3], truth[2:3])
     assert error(steady(truth, 2), truth) < 0.01
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 9), (10, 100), (100, 10), (48, 1920), (1, 4000)])
+def test_pictures_of_any_shape_are_searched(size: tuple[int, int]) -> None:
+    """OpenCV refuses small pictures, and on low and wide ones it crashes the process."""
+    frames = noisy(moving(2, 0.0, *size))
+    assert (steady(frames, 1) - frames).abs().mean() < 0.04
+    grey = frames[..., 0].mul(255).byte().numpy()
+    for search in get_args(Search):
+        assert np.isfinite(dense_flow(grey[0], grey[1], search, "a test")).all()
+
+
+def test_motion_is_found_in_low_pictures() -> None:
+    truth = moving(5, 2.0, 24, 200)
+    frames = noisy(truth)
+    assert error(steady(frames, 2)[2:3], truth[2:3]) < 0.75 * error(frames[2:3], truth[2:3])
 
 
 def test_nothing_trails_behind_what_appears_for_a_moment() -> None:

@@ -13,17 +13,26 @@ from ..errors import require
 Search = Literal["ULTRAFAST", "FAST", "MEDIUM"]
 """OpenCV's presets: how thoroughly motion is searched."""
 
+_LEAST_SIDE = 32
+"""OpenCV chooses how often to halve lower pictures by their width alone: it refuses them, or reads past their end."""
 _MISMATCH = 0.05  # mean difference of the channels (0..1) from which a moved pixel shows something else
 
 
 def dense_flow(first: Any, second: Any, search: Search, purpose: str) -> Any:
-    """Grey pictures (H,W) uint8 -> (H,W,2) float32: where `second` shows each pixel of `first`, as x and y to add.
+    """Grey pictures (H,W) uint8 of any size -> (H,W,2) float32: where `second` shows each pixel of `first`, as x and y
+    to add.
 
     Errors: MissingPackageError without OpenCV, naming the `purpose`.
     """
     cv2 = require("cv2", "opencv-python-headless", purpose)
     preset = getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{search}")
-    return cv2.DISOpticalFlow_create(preset).calc(first, second, None)
+    height, width = first.shape
+    below, beside = (max(_LEAST_SIDE - side, 0) for side in (height, width))
+    if below or beside:
+        first, second = (
+            cv2.copyMakeBorder(picture, 0, below, 0, beside, cv2.BORDER_REPLICATE) for picture in (first, second)
+        )
+    return cv2.DISOpticalFlow_create(preset).calc(first, second, None)[:height, :width]
 
 
 def warp(pixels: Tensor, flow: Tensor) -> Tensor:

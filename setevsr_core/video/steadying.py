@@ -30,7 +30,6 @@ _OTHER = 0.03  # usual difference above which a frame shows something else: a cu
 _NO_NOISE = 1e-6  # below every difference that pixels can have
 _SEARCHED = 1280  # motion is searched in frames halved or doubled until their longer side is just within this
 _PURPOSE = "averaging frames along their motion (steady)"
-_TINY = 16  # a shorter side below this, as it is searched, is too small for OpenCV's pyramid
 
 
 def steady(frames: Tensor, radius: int, wanted: range | None = None) -> Tensor:
@@ -106,7 +105,7 @@ class _View:
         self.factor = _search_factor(max(height, width))
         grey = _mean_of_channels(self.pixels)
         if self.factor != 1:
-            size = (round(width * self.factor), round(height * self.factor))
+            size = (max(1, round(width * self.factor)), max(1, round(height * self.factor)))
             grey = cv2.resize(grey, size, interpolation=cv2.INTER_CUBIC if self.factor > 1 else cv2.INTER_AREA)
         grey = cv2.GaussianBlur(grey, (0, 0), _MOTION_SIGMA * max(self.factor, 1))
         self.grey = np.rint(grey.clip(0, 1) * 255).astype(np.uint8)
@@ -116,9 +115,7 @@ class _View:
         """For every pixel of this frame the x and y at which `other` shows the same, as `cv2.remap` takes them."""
         cv2 = _opencv()
         height, width = self.pixels.shape[:2]
-        flow = np.zeros((height, width, 2), np.float32)
-        if min(self.grey.shape) >= _TINY:
-            flow = dense_flow(self.grey, other.grey, "FAST", _PURPOSE)
+        flow = dense_flow(self.grey, other.grey, "FAST", _PURPOSE)
         if flow.shape[:2] != (height, width):
             shrinks = self.factor > 1
             flow = cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
