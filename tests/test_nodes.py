@@ -174,12 +174,14 @@ def test_tooltips_promise_halved_tiles_only_where_tiles_are_halved(nodes: dict[s
     assert promising == {*upscaling, "SeTeVSRDenoise"}  # ComfyUI's samplers, behind Sampling Conditioning, halve none
 
 
-def test_every_node_has_a_help_page_that_starts_with_its_name(nodes: dict[str, Any]) -> None:
+def test_every_node_has_a_help_page_that_starts_with_its_name_and_names_its_widgets(nodes: dict[str, Any]) -> None:
     pages = {path.stem: path.read_text("utf-8") for path in (ROOT / "web" / "docs").glob("*.md")}
     assert set(pages) == set(nodes)
     for node_id, node in nodes.items():
         title = node.GET_SCHEMA().display_name.removesuffix(" (SeTe-VSR)")
         assert pages[node_id].startswith(f"# {title}\n"), node_id
+        for entry in node.GET_SCHEMA().inputs:
+            assert not is_widget(entry) or f"`{entry.id}`" in pages[node_id], f"{node_id}.{entry.id}"
 
 
 @pytest.mark.parametrize("language", sorted(path.name for path in (ROOT / "locales").iterdir()))
