@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
@@ -15,6 +16,8 @@ from ..setevsr_core.errors import InputError, require
 from ..setevsr_core.video.reading import VideoReader
 from ..setevsr_core.video_job import Footage, footage_of
 from . import checks, compat
+
+log = logging.getLogger(__name__)
 
 AAC_FRAME = 1024
 """Samples per AAC frame."""
@@ -35,11 +38,12 @@ def open_video(video: Any) -> Iterator[Footage]:
         return
     parts = video.get_components()
     checks.require_frames(parts.images, "video")
-    sound = None
+    images, sound = parts.images, None
+    if images.shape[-1] == 4 and bool((images[..., 3] < 1).any()):
+        log.warning("SeTe-VSR: the video has transparency, which the result does not keep")
     try:
         if parts.audio is not None:
             sound = write_sound(parts.audio)
-        images = parts.images
         rate, size = Fraction(parts.frame_rate), (images.shape[1], images.shape[2])
         yield Footage(
             FramesInMemory(images), rate, size, identity_of(images, parts.audio, rate), len(images),
@@ -71,8 +75,9 @@ class FramesInMemory:
         return (image[..., :3].float() for image in self._images)
 
 
-def write_sound(audio: Mapping[str, Any]) -> Path:
-    """ComfyUI's AUDIO as a temporary AAC file, so that its packets can be copied beside the pictures.
+def write_sound(audio: Mapping[str, Any]) -> Path | None:
+    """ComfyUI's AUDIO as a temporary AAC file, so that its packets can be copied beside the pictures; None for silence
+    of no length.
 
     Up to six channels are kept, seven and eight are mixed to 5.1, since PyAV, with which ComfyUI would read them again,
     reads beyond the planes of eight; more are mixed to one. A rate that AAC does not know becomes the next it does.
@@ -82,8 +87,12 @@ def write_sound(audio: Mapping[str, Any]) -> Path:
 
     av = require("av", "av", "writing sound")
     waveform, rate = audio["waveform"], int(audio["sample_rate"])
-    if waveform.ndim != 3 or 0 in waveform.shape:
+    if waveform.ndim != 3 or 0 in waveform.shape[:2]:
         raise InputError(f"The video's sound has the shape {tuple(waveform.shape)}; it must be (1, channels, samples).")
+    if not waveform.shape[2]:
+        return None
+    if not waveform.isfinite().all():
+        raise InputError("The video's sound contains NaN or infinite values; find the step before that produces them.")
     layout = USUAL_LAYOUTS.get(waveform.shape[1])
     samples = waveform[0].float().cpu()
     if layout is None:

@@ -81,6 +81,29 @@ def test_sound_of_the_graph_keeps_its_channels_and_may_have_any_rate(
     assert heard.min() > 0.03
 
 
+def test_sound_of_the_graph_that_is_no_sound(pack: Any) -> None:
+    """Empty Audio of 0 seconds is silence; NaN is a mistake of the node before, which no encoder takes."""
+    media = shared.part(pack, "nodes.media")
+    temporary = Path(shared.part(pack, "nodes.upscale").temporary_path("x")).parent
+    before = set(temporary.iterdir())
+    assert media.write_sound({"waveform": torch.zeros(1, 2, 0), "sample_rate": 44100}) is None
+    for waveform in (torch.full((1, 2, 5000), torch.nan), torch.zeros(2, 5000)):
+        with pytest.raises(media.InputError, match="The video's sound"):
+            media.write_sound({"waveform": waveform, "sample_rate": 44100})
+    assert set(temporary.iterdir()) == before
+
+
+def test_transparency_of_the_graph_that_is_dropped_is_said(pack: Any, caplog: pytest.LogCaptureFixture) -> None:
+    from comfy_api.latest import InputImpl, Types
+
+    for images, said in ((shared.clip(2, channels=4), True), (shared.clip(2), False)):
+        video = InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=Fraction(24)))
+        caplog.clear()
+        with shared.part(pack, "nodes.media").open_video(video) as footage:
+            assert next(iter(footage.frames)).shape[-1] == 3
+        assert ("transparency" in caplog.text) == said
+
+
 @torch.inference_mode()
 def test_a_video_of_the_graph_is_written_with_its_depth(
     nodes: dict[str, Any], handles: dict[str, Any], monkeypatch: pytest.MonkeyPatch
