@@ -72,8 +72,10 @@ def tags_of(frame: Any, context: Any = None) -> ColourTags:
         int(known[name]) if known[name] not in (0, UNSPECIFIED) else 0 for name in ("primaries", "transfer")
     )
     name = frame.format.name
-    # Grey and "yuvj" pictures are full range unless they say otherwise; all else is limited unless it says full.
-    full = frame.color_range == 2 or name.startswith("yuvj") or (name.startswith("gray") and frame.color_range != 1)
+    # Grey and "yuvj" pictures are full range unless they say otherwise; all else is limited unless it says full. Of RGB
+    # "full" says nothing about the Y'CbCr that is made of it: limited is what every player takes.
+    told = frame.color_range == 2 and _is_yuv(frame.format)
+    full = told or name.startswith("yuvj") or (name.startswith("gray") and frame.color_range != 1)
     return ColourTags(matrix, primaries or default.primaries, transfer or default.transfer, full)
 
 
