@@ -57,6 +57,6 @@ def run(args: argparse.Namespace) -> int:
 def parse_size(text: str) -> tuple[int, int]:
     """(width, height) of "480x270"."""
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise SettingsError(f"--size must be WIDTHxHEIGHT, such as 480x270, got {text!r}")
     return int(parts[0]), int(parts[1])

@@ -146,8 +146,9 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert (found["frames"], found["size"], found["segments"]) == (7, [96, 128], 2)
     assert found["seconds"] > 0 and set(found["stages"]) == {"encode", "semantics", "denoise", "decode"}
-    assert cli.main(["estimate", "--size", "32", "--frames", "7"]) == 2
-    assert "--size must be WIDTHxHEIGHT" in capsys.readouterr().err
+    for size in ("32", "3²x24"):
+        assert cli.main(["estimate", "--size", size, "--frames", "7"]) == 2
+        assert "--size must be WIDTHxHEIGHT" in capsys.readouterr().err
 
 
 @torch.no_grad()

@@ -180,6 +180,27 @@ def test_rgb_grey_and_transparent_sources(tmp_path: Path, pixel_format: str) -> 
     assert (read(path)[1] - 30 / 255).abs().max() <= 1.5 / 255
 
 
+def test_rgb_sources_are_copied_in_limited_range(tmp_path: Path) -> None:
+    """RGB that says "full range" is no wish for full-range Y'CbCr, which many players show with wrong contrast."""
+    with av.open(str(tmp_path / "a.mov"), "w") as container:
+        stream = container.add_stream("png", rate=24)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "rgb24"
+        for _ in range(2):
+            picture = np.full((16, 16, 3), 200, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    reader = VideoReader(tmp_path / "a.mov")
+    assert not reader.tags.full_range and (read(tmp_path / "a.mov")[0] - 200 / 255).abs().max() < 1e-6
+
+
+def test_an_animated_webp_is_called_so(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pictures = [image.new("RGB", (16, 16), (shade, 0, 0)) for shade in (0, 200)]
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:])
+    with pytest.raises(VideoError, match=r"a\.webp' may be an animated WebP.*save it as GIF"):
+        VideoReader(tmp_path / "a.webp")
+
+
 def rotate_file(path: Path, matrix: tuple[int, ...]) -> None:
     """Writes a display matrix into the track header of an mp4 file (ISO/IEC 14496-12, 8.3.2)."""
     data = bytearray(path.read_bytes())
@@ -480,7 +501,7 @@ def test_the_next_writer_takes_over_what_a_killed_one_has_left(tmp_path: Path) -
     path = tmp_path / "a.mp4"
     child = os.fork()
     if child == 0:
-        VideoWriter(path, 24, (48, 64)).write(gradient_frames(1))
+        VideoWriter(path, 24, (48, 64))  # without torch, whose threads a forked process does not have
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert sorted(os.listdir(tmp_path)) == ["a.mp4.part", "a.mp4.part.lock"]

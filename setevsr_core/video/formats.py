@@ -105,7 +105,8 @@ def codec_for(path: Path, name: str | None) -> str:
     """
     ending = path.suffix.lower()
     if ending not in CONTAINERS:
-        raise VideoError(f"'{path}' has no known ending; name the video with one of {', '.join(CONTAINERS)}")
+        raise VideoError(f"'{path}' has no known ending; name the video with one of {', '.join(CONTAINERS)}, or give "
+                         "pictures a numbered name in a new folder, as in restored/%06d.png")  # fmt: skip
     name = name or ("vp9" if ending == ".webm" else "h264")
     if name not in CODECS:
         raise SettingsError(f"codec is {name!r}; choose one of {', '.join(CODECS)}")

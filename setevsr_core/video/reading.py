@@ -159,7 +159,7 @@ class VideoReader:
         frames = _decode_with(self._decoder, container, stream) if self._decoder else container.decode(stream)
         count = 0
         while True:
-            with video_errors(self.name, f"is damaged near frame {count} of the part that was read"):
+            with video_errors(self.name, _damage(stream, count)):
                 frame = next(frames, None)
             if frame is None:
                 return
@@ -225,6 +225,13 @@ class VideoReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _damage(stream: Any, count: int) -> str:
+    """What to say when frame `count` of a stream cannot be decoded."""
+    if stream.codec_context.name == "webp":
+        return "may be an animated WebP, which FFmpeg cannot decode; save it as GIF, APNG or a video first"
+    return f"is damaged near frame {count} of the part that was read (ffmpeg -i IN -crf 10 OUT.mkv leaves out what is)"
 
 
 def _alpha_decoder(stream: Any) -> str | None:

@@ -261,13 +261,11 @@ def _check(
     Errors: VideoError about the path, MissingPackageError for an encoder that is not there, SettingsError about the
     rest.
     """
-    if path.suffix.lower() not in CONTAINERS:
-        raise VideoError(f"'{path}' has no known ending; name the video with one of {', '.join(CONTAINERS)}")
+    name = codec_for(path, codec)
     if not path.parent.is_dir():
         raise VideoError(f"'{path}' cannot be written: the folder '{path.parent}' does not exist; create it first")
     if path.is_dir():
         raise VideoError(f"'{path}' is a folder; give the name of a video file")
-    name = codec_for(path, codec)
     quality = check_quality(name, quality)
     if frame_rate <= 0:
         raise SettingsError(f"frame_rate is {frame_rate}; it must be positive")
