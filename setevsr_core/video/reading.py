@@ -231,7 +231,8 @@ def _damage(stream: Any, count: int) -> str:
     """What to say when frame `count` of a stream cannot be decoded."""
     if stream.codec_context.name == "webp":
         return "may be an animated WebP, which FFmpeg cannot decode; save it as GIF, APNG or a video first"
-    return f"is damaged near frame {count} of the part that was read (ffmpeg -i IN -crf 10 OUT.mkv leaves out what is)"
+    remedy = "ffmpeg -i IN -crf 10 -c:a copy OUT.mkv leaves out what is"
+    return f"is damaged near frame {count} of the part that was read ({remedy})"
 
 
 def _alpha_decoder(stream: Any) -> str | None:
