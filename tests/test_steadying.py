@@ -180,3 +180,11 @@ def test_training_sees_what_restoring_sees() -> None:
     expected = (steady(frames.float() / 255, 2) * 255).round().byte()
     assert np.array_equal(steady_frames(frames.numpy(), 2), expected.numpy())
     assert np.array_equal(steady_frames(frames.numpy(), 0), frames.numpy())
+
+
+@pytest.mark.parametrize("size", [(8, 48), (9, 192), (15, 640), (1, 2000), (2000, 1), (1, 1), (40, 12)])
+def test_frames_too_thin_to_search_for_motion(size: tuple[int, int]) -> None:
+    """OpenCV crashes in flat and wide pictures, or finds NaN."""
+    frames = torch.rand(3, *size, 3)
+    result = steady(frames, 1)
+    assert result.isfinite().all() and result.min() >= 0 and result.max() <= 1
