@@ -98,7 +98,8 @@ def estimate(
     """
     if frames < 1 or height < 1 or width < 1:
         raise SettingsError(f"an estimate needs at least one frame and pixel, got {frames} frames of {width}x{height}")
-    denoiser, encoder = networks.get("denoiser"), networks.get("encoder")
+    denoiser: Any = networks.get("denoiser")
+    encoder = networks.get("encoder")
     vae: Any = networks["vae"]
     if vae is None:
         raise SettingsError("an estimate needs the VAE")
@@ -112,7 +113,7 @@ def estimate(
         steps = len(make_sampler(settings.sampler, settings.steps, settings.strength).timesteps)
         step, tiles = step_work(denoiser, latent_grid(size, vae.config.downscale), length, settings)
         works["denoise"] = step.times(tiles * steps * segments)
-        if encoder is not None:
+        if encoder is not None and denoiser.config.semantic_levels:
             works["semantics"] = semantics_work(encoder, height, width).times(frames)
     weights = {name: weight_bytes(network) for name, network in networks.items() if network is not None}
     held = {**weights, **(stored or {})}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -124,6 +125,13 @@ def test_networks_count_in_types_of_their_own(networks: dict[str, nn.Module | No
     for name, network in loaded.items():
         assert network is not None and network.dtype == types[name]
         assert {value.dtype for value in network.parameters()} == {types[name]}
+
+
+def test_semantics_that_nobody_looks_at_are_not_counted(networks: dict[str, nn.Module | None]) -> None:
+    plain = Denoiser(replace(CONFIG, semantic_levels=()), device="meta", dtype=HALF)
+    found = estimates.estimate({**networks, "denoiser": plain, "encoder": nn.Identity()}, 16, 16, 5,
+                               RestoreSettings(steps=2))
+    assert set(found.stages) == {"encode", "denoise", "decode"}
 
 
 def test_without_a_rate_the_time_stays_open(networks: dict[str, nn.Module | None]) -> None:
