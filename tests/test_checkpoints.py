@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from setevsr_core import Restorer, checkpoints
 from setevsr_core.checkpoints import commands, files, key_maps, native, presets, semantic
 from setevsr_core.checkpoints.building import shapes_of
-from setevsr_core.errors import CheckpointError, SeTeVSRError
+from setevsr_core.errors import CheckpointError, SeTeVSRError, SettingsError
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.networks.descreening import descreen
 from setevsr_core.networks.sharpening import unsharp_mask
@@ -318,14 +318,53 @@ def test_a_model_in_several_files(options: dict[str, Any], tmp_path: Path, sd_un
         checkpoints.load_denoiser(tmp_path, head_dim=SD_HEAD_DIM)
 
 
-@pytest.mark.parametrize("wrapped", ["_orig_mod.module.{}", "module.{}", "model.diffusion_model._orig_mod.{}"])
+@pytest.mark.parametrize("wrapped", ["_orig_mod.module.{}", "module.{}", "model.diffusion_model._orig_mod.{}",
+                                     "module.model.{}"])
 def test_names_of_wrappers(wrapped: str, sd_unet: Any) -> None:
     state = {wrapped.format(key): value for key, value in sd_unet.state_dict().items()}
-    if wrapped.startswith("model."):
+    if wrapped.startswith("model.diff"):
         names = (key.removeprefix("model.diffusion_model.") for key in original_unet(sd_unet))
         state = dict(zip(map(wrapped.format, names), sd_unet.state_dict().values(), strict=True))
     state["n_averaged"] = torch.tensor(5)  # of AveragedModel, which puts it beside the wrapped names
     assert_equals_diffusers_unet(checkpoints.load_denoiser(state, head_dim=SD_HEAD_DIM), sd_unet)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "unet.", "diffusion_model."])
+def test_an_original_unet_under_any_prefix(prefix: str, sd_unet: Any) -> None:
+    original = original_unet(sd_unet)
+    state = {prefix + key.removeprefix("model.diffusion_model."): value for key, value in original.items()}
+    assert checkpoints.load_denoiser(state, head_dim=SD_HEAD_DIM, device="meta").config.channels == SD_WIDTHS
+
+
+@pytest.mark.parametrize("nested", [
+    lambda state: {"ema": state, "step": 3}, lambda state: {"module": {"state_dict": state}},
+    lambda state: {"model": state, "ema": {key: value + 1 for key, value in state.items()}},
+    lambda state: {"optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}, "params": state},
+])
+def test_weights_that_a_training_program_nested(nested: Any) -> None:
+    network = filled(TemporalVAE(TINY_VAE))
+    assert_same_weights(network, checkpoints.load_temporal_vae(nested(network.state_dict())))
+
+
+def test_sd_turbo_is_no_sdxl(sd_unet: Any, sd_vae: Any) -> None:
+    """Its file comes from the program that also made SDXL, and names its only text encoder as that one's first."""
+    source = original_unet(sd_unet) | original_vae(sd_vae, "first_stage_model.")
+    source |= zeros(("conditioner.embedders.0.model.ln_final.weight", (4,)))
+    assert checkpoints.identify(source).modules == ("denoiser (sd-original)", "vae (sd-original)")
+    source |= zeros(("conditioner.embedders.1.model.ln_final.weight", (4,)))
+    assert "Stable Diffusion XL" in checkpoints.identify(source).description
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"head_dim": 64}, "head_dim is 64, but the attention layers of the given state dict are 32, 64 channels wide"),
+    ({"head_dim": 24}, "head_dim is 24"), ({"head_dim": 0}, "head_dim is 0"), ({"head_dim": 16.0}, "head_dim is 16.0"),
+    ({"lr_heads": 3}, "lr_heads is 3, but the LR encoder of the given state dict"), ({"lr_heads": 0}, "lr_heads is 0"),
+    ({"dtype": "float16"}, "dtype is 'float16'"), ({"dtype": torch.int8}, "dtype is torch.int8"),
+])
+def test_arguments_that_no_network_can_have(options: dict[str, Any], message: str) -> None:
+    state = filled(Denoiser(TINY)).state_dict()
+    with pytest.raises(SettingsError, match=message):
+        checkpoints.load_denoiser(state, **{"head_dim": 16, "lr_heads": 2, **options})
 
 
 def test_lightning_ckpt_with_its_records(tmp_path: Path, sd_unet: Any, sd_vae: Any,
@@ -451,6 +490,31 @@ def test_sam2_official_and_native_files(tmp_path: Path) -> None:
     assert_same_weights(small, loaded)
 
 
+@pytest.mark.parametrize("change", [{"stages": [1, 1]}, {"stages": 5}, {"windows": [8]}, {"embed_dim": -4}])
+def test_damaged_configurations_of_a_semantic_encoder(change: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("sam2")
+    from setevsr_core.networks.semantic_encoder import SemanticEncoderConfig
+
+    path = tmp_path / "encoder.safetensors"
+    config = json.dumps({**SemanticEncoderConfig.nano().to_dict(), **change})
+    save_file(zeros(("a", (1,))), path, metadata={"setevsr.format": "1", "setevsr.kind": "semantic_encoder",
+                                                  "setevsr.config": config})
+    with pytest.raises(CheckpointError, match="encoder.safetensors asks for sizes from which no network can be built"):
+        checkpoints.load_semantic_encoder(path)
+
+
+@pytest.mark.parametrize("name", ["image_encoder.trunk.patch_embed.proj.weight",
+                                  "image_encoder.neck.convs.0.conv.weight"])
+def test_a_missing_tensor_by_which_sam2_is_known(name: str) -> None:
+    pytest.importorskip("sam2")
+    from setevsr_core.networks.semantic_encoder import SemanticEncoder, SemanticEncoderConfig
+
+    state = SemanticEncoder(SemanticEncoderConfig.sam2("tiny")).state_dict()
+    del state[name]
+    with pytest.raises(CheckpointError, match=f"{name}.*incomplete|incomplete.*{name}"):
+        checkpoints.load_semantic_encoder({f"model.{key}": value for key, value in state.items()})
+
+
 # ---- presets --------------------------------------------------------------------------------------------------------
 def test_preset_folder(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
@@ -561,6 +625,66 @@ def test_incomplete_and_mismatching_files(sd_unet: Any) -> None:
         checkpoints.load_denoiser(state, head_dim=SD_HEAD_DIM)
     with pytest.raises(CheckpointError, match="lacks.*it is incomplete"):
         checkpoints.load_denoiser({key: value for key, value in sd_unet.state_dict().items() if "attn2" not in key})
+
+
+@pytest.mark.parametrize("name", [
+    "conv_in.weight", "time_embedding.linear_1.weight", "conv_norm_out.weight", "down_blocks.1.resnets.0.conv1.weight",
+])
+def test_a_missing_tensor_by_which_a_unet_is_known(name: str, sd_unet: Any) -> None:
+    state = {key: value for key, value in sd_unet.state_dict().items() if key != name}
+    with pytest.raises(CheckpointError, match=f"incomplete|lacks 'unet.{name}'.* incomplete"):
+        checkpoints.load_denoiser(state, head_dim=SD_HEAD_DIM, device="meta")
+
+
+@pytest.mark.parametrize("name", [
+    "unet.mid_block.resnets.0.spade.mlp_shared.0.weight", "unet.mid_block.temporal_convs.0.temporal_conv.weight",
+])
+def test_a_missing_tensor_does_not_switch_off_the_modules_of_its_kind(name: str) -> None:
+    state = {key: value for key, value in filled(Denoiser(TINY)).state_dict().items() if key != name}
+    with pytest.raises(CheckpointError, match=name):
+        checkpoints.load_denoiser(state, head_dim=16, lr_heads=2, device="meta")
+
+
+@pytest.mark.parametrize("name", ["encoder.down_blocks.0.resnets.0.norm1.weight", "post_quant_conv.weight",
+                                  "decoder.up_blocks.0.resnets.0.norm1.weight", "encoder.conv_in.weight"])
+def test_a_missing_tensor_by_which_a_vae_is_known(name: str, sd_vae: Any) -> None:
+    state = {key: value for key, value in sd_vae.state_dict().items() if key != name}
+    with pytest.raises(CheckpointError, match=f"{name}.*incomplete|incomplete.*{name}"):
+        checkpoints.load_temporal_vae(state)
+    state[name] = torch.zeros(())
+    with pytest.raises(CheckpointError, match=rf"{name} is \[\]"):
+        checkpoints.load_temporal_vae(state)
+
+
+def test_half_a_vae_is_incomplete(sd_vae: Any) -> None:
+    state = {key: value for key, value in original_vae(sd_vae).items() if key.startswith("decoder.")}
+    with pytest.raises(CheckpointError, match="without quantisation|lacks"):
+        checkpoints.load_temporal_vae(state)
+
+
+def test_weights_that_are_no_numbers_name_the_file(tmp_path: Path, sd_vae: Any) -> None:
+    state = dict(sd_vae.state_dict())
+    name = "decoder.mid_block.resnets.0.conv1.weight"
+    path = tmp_path / "diverged.safetensors"
+    save_file(state | {name: state[name] * float("nan")}, path)
+    with pytest.raises(CheckpointError, match=f"diverged.safetensors is damaged: 1 tensors hold NaN .*{name}"):
+        checkpoints.load_temporal_vae(path)
+    large = state | {name: torch.full_like(state[name], 1e6)}
+    checkpoints.load_temporal_vae(large, dtype=torch.bfloat16)
+    with pytest.raises(CheckpointError, match="load it in bfloat16"):
+        checkpoints.load_temporal_vae(large, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("source", [None, 5, [("a", 1)], nn.Identity(), b"x"])
+def test_what_weights_cannot_be_read_from(source: Any) -> None:
+    with pytest.raises(CheckpointError, match=f"from a {type(source).__name__}; give the path of a file or folder"):
+        checkpoints.load_denoiser(source)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(CheckpointError, match="cannot be read|There is no file"):
+        checkpoints.load_denoiser(name)
 
 
 def test_mgld_without_its_lr_encoder_is_incomplete() -> None:

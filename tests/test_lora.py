@@ -199,6 +199,27 @@ def test_other_adapters_are_named(key: str, kind: str, base: State) -> None:
         lora.apply_loras(base, [({key: torch.zeros(2, 2)}, 1.0)])
 
 
+@pytest.mark.parametrize(("change", "message"), [
+    ({"lora_down.weight": torch.zeros(())}, "damaged LoRA: of .*_to_q rank or alpha"),
+    ({"alpha": torch.ones(2)}, "damaged LoRA: of .*_to_q rank or alpha"),
+    ({"lora_up.weight": torch.full((64, RANK), math.nan)}, "is damaged: 1 tensors hold NaN"),
+])
+def test_damaged_loras(change: State, message: str, base: State) -> None:
+    name = "lora_unet_" + LINEAR.replace(".", "_")
+    state = kohya(LINEAR, *pairs(base)[LINEAR]) | {f"{name}.{part}": value for part, value in change.items()}
+    with pytest.raises(CheckpointError, match=message):
+        lora.apply_loras(base, [(state, 1.0)])
+
+
+@pytest.mark.parametrize("settings", [{"lora_alpha": "x"}, {"lora_alpha": 4, "alpha_pattern": {"(": 2}}])
+def test_damaged_settings_of_peft(settings: dict[str, Any], base: State, tmp_path: Path) -> None:
+    up, down = pairs(base)[LINEAR]
+    save_file({f"unet.{LINEAR}.lora_A.weight": down, f"unet.{LINEAR}.lora_B.weight": up}, tmp_path / "a.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="a.safetensors is a damaged LoRA"):
+        lora.apply_loras(base, [(tmp_path / "a.safetensors", 1.0)])
+
+
 def test_a_file_that_is_no_lora(base: State) -> None:
     with pytest.raises(CheckpointError, match=r"is a denoiser \(.*\); expected a LoRA"):
         lora.apply_loras(base, [(base, 1.0)])
@@ -207,8 +228,8 @@ def test_a_file_that_is_no_lora(base: State) -> None:
         lora.apply_loras(base, [(checkpoint, 1.0)])
 
 
-@pytest.mark.parametrize("strength", [math.nan, math.inf, 1e6])
-def test_strength_is_checked(strength: float, base: State) -> None:
+@pytest.mark.parametrize("strength", [math.nan, math.inf, 1e6, None, "1"])
+def test_strength_is_checked(strength: Any, base: State) -> None:
     with pytest.raises(SettingsError, match="strength of a LoRA"):
         lora.apply_loras(base, [(kohya(LINEAR, *pairs(base)[LINEAR]), strength)])
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -18,11 +19,44 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # Ends of the names under which quantised files keep what their weights must be multiplied by.
 SCALES = (".scale_weight", ".weight_scale")
+SAMPLE = 256  # values of a tensor that are looked at
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Name -> shape."""
     return {key: tuple(value.shape) for key, value in tensors.items()}
+
+
+def side(shapes: Shapes, key: str, axis: int) -> int:
+    """One side of a tensor. KeyError and IndexError name the tensor: it is missing, or has too few dimensions."""
+    if axis >= len(shapes[key]):
+        raise IndexError(f"{key} is {list(shapes[key])}")
+    return shapes[key][axis]
+
+
+@contextmanager
+def reading_sizes(name: str, kind: str) -> Iterator[None]:
+    """`CheckpointError` that names the file and the tensor, where no sizes can be read off the shapes."""
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(
+            f"{name} looks like {kind} but lacks {error}; it is incomplete: download it again."
+        ) from error
+    except (IndexError, ValueError) as error:
+        raise CheckpointError(f"{name} looks like {kind}, but {error}; it is damaged or of another kind.") from error
+
+
+@contextmanager
+def buildable_sizes(name: str) -> Iterator[None]:
+    """`CheckpointError` that names the file, where a network of the sizes it asks for cannot be constructed."""
+    try:
+        yield
+    except (TypeError, ValueError, IndexError, RuntimeError, ZeroDivisionError, AssertionError) as error:
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(
+            f"{name} asks for sizes from which no network can be built ({reason}); it is damaged or of another kind."
+        ) from error
 
 
 def build(make: Callable[..., Module], tensors: Mapping[str, Tensor], *, name: str, dtype: torch.dtype | None,
@@ -34,18 +68,15 @@ def build(make: Callable[..., Module], tensors: Mapping[str, Tensor], *, name: s
     tensor and any wrong shape is a `CheckpointError`. Tensors the network has no place for are logged and left out.
     """
     # Checked against plain torch layers: a host's layers may have no weights before they are loaded.
-    try:
+    with buildable_sizes(name):
         expected = shapes_of(make(ops=nn, dtype=torch.float32, device="meta").state_dict())
-    except (TypeError, ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"{name} asks for sizes from which no network can be built ({error}); it is damaged or of another kind."
-        ) from error
     new = check(expected, tensors, name, fresh)
-    dtype = dtype or default_dtype(tensors.values(), device)
+    dtype = chosen_dtype(dtype, tensors.values(), device)
     network = make(ops=ops, dtype=dtype, device="meta")
     # One tensor at a time: what is converted or moved is copied once, what is not stays a view of the file.
-    network.load_state_dict({key: tensors[key].to(device=device, dtype=dtype) for key in expected if key in tensors},
-                            strict=False, assign=True)
+    weights = {key: tensors[key].to(device=device, dtype=dtype) for key in expected if key in tensors}
+    refuse_damaged(weights, name)
+    network.load_state_dict(weights, strict=False, assign=True)
     if new:
         initialise_missing(network, device)
     return network.eval()
@@ -85,8 +116,28 @@ def some(names: Collection[str], limit: int = 3) -> str:
     return ", ".join(sorted(names)[:limit])
 
 
-def default_dtype(tensors: Collection[Tensor], device: Any) -> torch.dtype:
-    """The type most weights are stored in; float32 on the CPU, which computes slowly or not at all in half types."""
+def refuse_damaged(weights: Mapping[str, Tensor], name: str) -> None:
+    """`CheckpointError` if a weight is no number, by the first values of every tensor: more of a mapped file is not
+    read before it is needed, and training that diverged spares no tensor.
+    """
+    sums = {key: value.flatten()[:SAMPLE].sum(dtype=torch.float32) for key, value in weights.items()
+            if not value.is_meta}
+    if sums and not torch.isfinite(torch.stack(list(sums.values()))).all():
+        bad = [key for key, total in sums.items() if not total.isfinite()]
+        raise CheckpointError(
+            f"{name} is damaged: {len(bad)} tensors hold NaN or infinite values, such as {some(bad)}; download it "
+            "again, or load it in bfloat16 or float32 if float16 was asked for."
+        )
+
+
+def chosen_dtype(dtype: Any, tensors: Collection[Tensor], device: Any) -> torch.dtype:
+    """dtype; for None the type most weights are stored in, but float32 on the CPU, which computes slowly or not at all
+    in half types. `SettingsError` for what is no floating-point type.
+    """
+    if dtype is not None:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise SettingsError(f"dtype is {dtype!r}; give a floating-point type such as torch.float16, or None")
+        return dtype
     if torch.device(device).type == "cpu":
         return torch.float32
     stored = main_dtype(tensors)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import SettingsError
 from ..networks.denoiser import Denoiser, DenoiserConfig
-from .building import Shapes, build, shapes_of
+from .building import Shapes, build, reading_sizes, shapes_of, side
 from .files import Source, TensorFile, folder_setting, open_source
 from .lora import LoRA, apply_loras
 from .native import stored_config
@@ -42,7 +42,8 @@ def load_denoiser(source: Source | TensorFile, *, head_dim: int = 64, lr_heads: 
     light: take `DenoiserConfig.lighter`, which does less work a step with the same weights.
     loras: (LoRA file, strength) pairs that are added to the weights, for good; see `lora`.
     The network has the modules the file has: a plain SD 2.1 U-Net gives one without SPADE and LR encoder.
-    Raises `CheckpointError` naming the file, what it is and what was expected.
+    Raises `CheckpointError` naming the file, what it is and what was expected, and `SettingsError` for a head_dim or
+    lr_heads that this file's layers cannot have.
     """
     file = open_source(source, COMPONENTS[DENOISER])
     entry, prefix = find(file, DENOISER)
@@ -75,40 +76,47 @@ def is_added(name: str) -> bool:
 
 def read_config(shapes: Shapes, name: str, *, head_dim: int, lr_heads: int) -> DenoiserConfig:
     """Sizes of a denoiser from the shapes of its tensors, under our names."""
-    try:
-        return _read_config(shapes, head_dim, lr_heads)
-    except (KeyError, IndexError, ValueError) as error:
-        raise CheckpointError(
-            f"{name} looks like a denoiser but lacks {error}; it is incomplete: download it again."
-        ) from error
+    with reading_sizes(name, "a denoiser"):
+        config = _read_config(shapes, head_dim, lr_heads)
+    check_divides("head_dim", head_dim, config.channels, f"the attention layers of {name}")
+    if config.spade:
+        check_divides("lr_heads", lr_heads, config.lr_channels, f"the LR encoder of {name}")
+    return config
+
+
+def check_divides(argument: str, value: int, widths: Sequence[int], layers: str) -> None:
+    """`SettingsError` unless `value` is a whole number that divides all the widths."""
+    if not isinstance(value, int) or value < 1 or any(width % value for width in widths):
+        raise SettingsError(f"{argument} is {value!r}, but {layers} are {', '.join(map(str, sorted(set(widths))))} "
+                            f"channels wide; give the {argument} they were trained with, which divides all of these")
 
 
 def _read_config(shapes: Shapes, head_dim: int, lr_heads: int) -> DenoiserConfig:
     levels = count(shapes, "unet.down_blocks.")
-    channels = tuple(shapes[f"unet.down_blocks.{i}.resnets.0.conv1.weight"][0] for i in range(levels))
-    context = next((shape for key, shape in shapes.items() if key.endswith(".attn2.to_k.weight")), None)
-    if context is None:
+    channels = tuple(side(shapes, f"unet.down_blocks.{i}.resnets.0.conv1.weight", 0) for i in range(levels))
+    text_key = next((key for key in shapes if key.endswith(".attn2.to_k.weight")), None)
+    if text_key is None:
         raise KeyError("every text attention layer")
     sizes: dict[str, Any] = {
         "channels": channels,
         "layers": count(shapes, "unet.down_blocks.0.resnets."),
         "head_dim": head_dim,
-        "context_dim": context[1],
-        "latent_channels": shapes["unet.conv_in.weight"][1],
-        "spade": "unet.mid_block.resnets.0.spade.mlp_shared.0.weight" in shapes,
-        "baseline_temporal": "unet.mid_block.temporal_convs.0.temporal_conv.weight" in shapes,
+        "context_dim": side(shapes, text_key, 1),
+        "latent_channels": side(shapes, "unet.conv_in.weight", 1),
+        "spade": any(".spade." in key for key in shapes),
+        "baseline_temporal": any(".temporal_convs." in key for key in shapes),
         "semantic_levels": semantic_levels(shapes, levels),
         "temporal_sites": sites_of(shapes, ".temporal_transformer."),
         "temporal_spatial_sites": sites_of(shapes, ".temporal_spatial."),
         "lr_heads": lr_heads,
     }
     if sizes["spade"]:
-        hidden, maps = shapes["unet.mid_block.resnets.0.spade.mlp_shared.0.weight"][:2]
-        sizes |= {"spade_hidden": hidden, "map_channels": maps}
+        first = "unet.mid_block.resnets.0.spade.mlp_shared.0.weight"
+        sizes |= {"spade_hidden": side(shapes, first, 0), "map_channels": side(shapes, first, 1)}
     lr_levels = count(shapes, "lr_encoder.down_blocks.")
     if lr_levels:
         sizes["lr_channels"] = tuple(
-            shapes[f"lr_encoder.down_blocks.{i}.resnets.0.conv1.weight"][0] for i in range(lr_levels)
+            side(shapes, f"lr_encoder.down_blocks.{i}.resnets.0.conv1.weight", 0) for i in range(lr_levels)
         )
         sizes["lr_layers"] = count(shapes, "lr_encoder.down_blocks.0.resnets.")
     return DenoiserConfig(**sizes)

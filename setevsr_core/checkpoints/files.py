@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -61,8 +62,12 @@ def open_source(source: Source | TensorFile, component: tuple[str, ...] = ()) ->
         return source
     if isinstance(source, Mapping):
         return TensorFile(plain_tensors(source, "the given state dict"), "the given state dict")
-    path = Path(source).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(source).expanduser()
+    except TypeError as error:
+        raise CheckpointError(f"Weights cannot be read from a {type(source).__name__}; give the path of a file or "
+                              "folder, or a state dict.") from error
+    if os.path.isdir(path):
         path = file_in_folder(path, component)
     parts = [read_file(part) for part in shards(path)]
     tensors = {key: value for part in parts for key, value in part.tensors.items()}
@@ -80,11 +85,11 @@ def shards(path: Path) -> list[Path]:
 
 def read_file(path: Path) -> TensorFile:
     """Read one weight file; what it is is told by its first bytes, not by its name."""
-    if not path.exists():
-        raise CheckpointError(missing_message(path))
     try:
         with open(path, "rb") as stream:
             head = stream.read(64)
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: no file can have that name
+        raise CheckpointError(missing_message(path)) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
     name = str(path)
@@ -212,7 +217,7 @@ def numpy_numbers() -> list[Any]:
 
     core: Any = getattr(numpy, "_core", None) or getattr(numpy, "core")  # noqa: B009 - its name changed in NumPy 2
     scalar = core.multiarray.scalar
-    kinds = {type(numpy.dtype(kind)) for kind in ("float64", "float32", "int64")}
+    kinds = {type(numpy.dtype(kind)) for kind in ("float64", "float32", "int64", "bool")}
     return [
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
@@ -227,14 +232,21 @@ def plain_tensors(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
 
     Entries that are no tensors (step counters, hyper-parameters, optimiser states) are dropped.
     """
-    for key in NESTED:
-        inner = content.get(key)
-        if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-            return plain_tensors(inner, name)
-    tensors = {WRAPPERS.sub("", str(key)): value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = nested_tensors(content)
     if not tensors:
         raise CheckpointError(f"{name} holds no named tensors; expected a state dict of weights.")
-    return tensors
+    return {WRAPPERS.sub("", key): value for key, value in tensors.items()}
+
+
+def nested_tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors under a name in `NESTED`, else those of `content` itself, else those of its only entry with any."""
+    inner = {key: nested_tensors(value) for key, value in content.items() if isinstance(value, Mapping)}
+    for key in NESTED:
+        if inner.get(key):
+            return inner[key]
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    filled = [found for found in inner.values() if found]
+    return filled[0] if not tensors and len(filled) == 1 else tensors
 
 
 def file_in_folder(folder: Path, component: tuple[str, ...]) -> Path:

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, SettingsError
 from . import key_maps
-from .building import Shapes, some
+from .building import Shapes, refuse_damaged, some
 from .files import Source, TensorFile, folder_setting, open_source
 from .registry import describe
 
@@ -89,6 +90,7 @@ def read_lora(source: Source | TensorFile, shapes: Shapes) -> tuple[str, dict[st
     (LoHa, LoKr, DoRA) or for layers of other sizes, is a `CheckpointError`.
     """
     file = open_source(source)
+    refuse_damaged(file.tensors, file.name)
     parts, strange = grouped(file.tensors)
     layers = aliases(shapes)
     settings = peft_settings(file)
@@ -99,7 +101,11 @@ def read_lora(source: Source | TensorFile, shapes: Shapes) -> tuple[str, dict[st
         if "up" not in tensors or "down" not in tensors or weight is None:
             unmatched.append(layer)
         else:
-            found[weight] = update(tensors, settings, weight)
+            try:
+                found[weight] = update(tensors, settings, weight)
+            except (ValueError, IndexError, RuntimeError, ZeroDivisionError, re.error) as error:
+                raise CheckpointError(f"{file.name} is a damaged LoRA: of {layer} rank or alpha cannot be read "
+                                      f"({error}); download it again.") from error
             found[weight].require_fit(shapes[weight], weight, file.name)
     refuse_other_kinds(file, bool(found))
     unmatched = [layer for layer in unmatched if not layer.startswith(TEXT)]
@@ -133,9 +139,9 @@ def apply_loras(tensors: Mapping[str, Tensor], loras: Iterable[LoRA]) -> dict[st
     return changed
 
 
-def check_strength(strength: float) -> None:
+def check_strength(strength: Any) -> None:
     """`SettingsError` unless the strength is a finite number of sensible size."""
-    if not -100 <= strength <= 100:  # also refuses NaN
+    if not isinstance(strength, Real) or not -100 <= float(strength) <= 100:  # also refuses NaN
         raise SettingsError(f"the strength of a LoRA must be a number from -100 to 100, got {strength!r}")
 
 

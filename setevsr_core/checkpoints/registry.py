@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from . import key_maps
 from .files import Source, TensorFile, open_source
-from .strangers import LDM_PREFIXES, LOOKALIKES, OTHERS, Tensors, is_sdxl, stranger
+from .strangers import LOOKALIKES, OTHERS, UNET_PREFIXES, Tensors, is_sdxl, stranger
 
 DENOISER, VAE, SEMANTIC = "denoiser", "vae", "semantic_encoder"
 KINDS = (DENOISER, VAE, SEMANTIC)
@@ -59,9 +59,11 @@ class FileInfo:
     modules: tuple[str, ...]
 
 
-def _first(tensors: Tensors, prefixes: tuple[str, ...], *names: str) -> str | None:
-    """The first prefix under which all the names exist."""
-    return next((p for p in prefixes if all(p + name in tensors for name in names)), None)
+def _first(tensors: Tensors, prefixes: tuple[str, ...], *names: str, lacking: int = 0) -> str | None:
+    """The first prefix under which the names exist. lacking: how many of them may be missing from a damaged file, of
+    which the reader of sizes says what it lacks.
+    """
+    return next((p for p in prefixes if sum(p + name in tensors for name in names) >= len(names) - lacking), None)
 
 
 def under(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
@@ -75,20 +77,21 @@ UNET_PARTS = ("time_embed.", "input_blocks.", "middle_block.", "output_blocks.",
 
 
 def _find_native_denoiser(tensors: Tensors) -> str | None:
-    return _first(tensors, ("",), "unet.conv_in.weight", "lr_encoder.conv_in.weight")
+    return _first(tensors, ("", "model.", "denoiser."), "unet.conv_in.weight", "lr_encoder.conv_in.weight")
 
 
 def _find_mgld(tensors: Tensors) -> str | None:
-    return _first(tensors, LDM_PREFIXES, "input_blocks.0.0.weight", "input_blocks.1.0.spade.mlp_gamma.weight")
+    return _first(tensors, UNET_PREFIXES, "input_blocks.0.0.weight", "input_blocks.1.0.spade.mlp_gamma.weight")
 
 
 def _find_sd_original(tensors: Tensors) -> str | None:
     names = "input_blocks.0.0.weight", "input_blocks.1.0.in_layers.0.weight", "out.2.weight"
-    return _first(tensors, LDM_PREFIXES, *names)
+    return _first(tensors, UNET_PREFIXES, *names, lacking=1)
 
 
 def _find_sd_diffusers(tensors: Tensors) -> str | None:
-    return _first(tensors, ("", "unet."), "conv_in.weight", "time_embedding.linear_1.weight", "conv_norm_out.weight")
+    names = "conv_in.weight", "time_embedding.linear_1.weight", "conv_norm_out.weight"
+    return _first(tensors, UNET_PREFIXES, *names, lacking=1)
 
 
 def convert_original_unet(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
@@ -118,24 +121,24 @@ VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 
 def _find_diffusers_vae(tensors: Tensors) -> str | None:
     names = "encoder.down_blocks.0.resnets.0.norm1.weight", "decoder.up_blocks.0.resnets.0.norm1.weight"
-    return _first(tensors, VAE_PREFIXES, *names)
+    return _first(tensors, VAE_PREFIXES, *names, lacking=1)
 
 
 def _find_original_vae(tensors: Tensors) -> str | None:
     names = "encoder.down.0.block.0.norm1.weight", "decoder.up.0.block.0.norm1.weight"
-    return _first(tensors, VAE_PREFIXES, *names)
+    return _first(tensors, VAE_PREFIXES, *names, lacking=1)
 
 
 def _find_video_vae(tensors: Tensors) -> str | None:
     prefix = _find_original_vae(tensors)
-    return prefix if prefix is not None and f"{prefix}decoder.temporal_mixing.temporal_conv.weight" in tensors else None
+    return prefix if prefix is not None and any(".temporal_mixing." in key for key in tensors) else None
 
 
 def convert_original_vae(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
     """An LDM or MGLD-VSR autoencoder under our names; training-only parts (loss.*) are left out."""
     kept = {key: value for key, value in under(tensors, prefix).items() if key.startswith(VAE_PARTS)}
-    levels = 1 + max(int(key.split(".")[2]) for key in kept if key.startswith("encoder.down."))
-    blocks = 1 + max(int(key.split(".")[4]) for key in kept if key.startswith("encoder.down.0.block."))
+    levels = 1 + max((int(key.split(".")[2]) for key in kept if key.startswith("encoder.down.")), default=-1)
+    blocks = 1 + max((int(key.split(".")[4]) for key in kept if key.startswith("encoder.down.0.block.")), default=-1)
     table = key_maps.vae_table(levels, blocks)
     return {key_maps.rename(key, table): _flat_attention(key, value) for key, value in kept.items()}
 
@@ -156,7 +159,7 @@ def _flat_attention(key: str, value: Tensor) -> Tensor:
 # ---- semantic encoder -----------------------------------------------------------------------------------------------
 def _find_sam2(tensors: Tensors) -> str | None:
     names = "image_encoder.trunk.patch_embed.proj.weight", "image_encoder.neck.convs.0.conv.weight"
-    return _first(tensors, ("", "sam2.", "sam_model."), *names)
+    return _first(tensors, ("", "model.", "sam2.", "sam_model."), *names, lacking=1)
 
 
 def _convert_sam2(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
@@ -165,7 +168,7 @@ def _convert_sam2(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
 
 def _find_transformers_sam2(tensors: Tensors) -> str | None:
     names = "backbone.patch_embed.projection.weight", "neck.convs.0.weight"
-    return _first(tensors, ("vision_encoder.", "", "detector_model.vision_encoder."), *names)
+    return _first(tensors, ("vision_encoder.", "", "detector_model.vision_encoder."), *names, lacking=1)
 
 
 def _convert_transformers_sam2(tensors: Tensors, prefix: str) -> dict[str, Tensor]:

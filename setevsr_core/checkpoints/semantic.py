@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..networks.semantic_encoder import SAM2_SIZES, SemanticEncoder, SemanticEncoderConfig
-from .building import Shapes, check, default_dtype, shapes_of
+from .building import Shapes, buildable_sizes, check, chosen_dtype, reading_sizes, refuse_damaged, shapes_of, side
 from .files import Source, TensorFile, open_source
 from .native import stored_config
 from .registry import COMPONENTS, SEMANTIC, find
@@ -34,19 +34,22 @@ def load_semantic_encoder(source: Source | TensorFile, *, dtype: torch.dtype | N
     stored = stored_config(file)
     config = (SemanticEncoderConfig.from_dict(stored) if stored is not None
               else read_config(shapes_of(tensors), file.name))
-    dtype = dtype or default_dtype(tensors.values(), device)
+    dtype = chosen_dtype(dtype, tensors.values(), device)
     # Built on the CPU: Hiera computes numbers while it is constructed, which meta tensors do not allow.
-    network = SemanticEncoder(config, dtype=dtype, device="cpu")
+    with buildable_sizes(file.name):
+        network = SemanticEncoder(config, dtype=dtype, device="cpu")
     check(shapes_of(network.state_dict()), tensors, file.name, lambda _: False)
-    network.load_state_dict({key: value.to(device=device, dtype=dtype) for key, value in tensors.items()},
-                            strict=False, assign=True)
+    weights = {key: value.to(device=device, dtype=dtype) for key, value in tensors.items()}
+    refuse_damaged(weights, file.name)
+    network.load_state_dict(weights, strict=False, assign=True)
     log.info("%s: %s", file.name, entry.title)
     return network.to(device).eval()
 
 
 def read_config(shapes: Shapes, name: str) -> SemanticEncoderConfig:
     """Which published SAM 2 size a file is; head counts and windows follow from it, no tensor shows them."""
-    width, stages = embed_dim(shapes), stage_lengths(shapes)
+    with reading_sizes(name, "a SAM 2 encoder"):
+        width, stages = side(shapes, f"{TRUNK}.patch_embed.proj.weight", 0), stage_lengths(shapes)
     for size, values in SAM2_SIZES.items():
         if values["embed_dim"] == width and tuple(values["stages"]) == stages:
             return SemanticEncoderConfig.sam2(size)
@@ -54,11 +57,6 @@ def read_config(shapes: Shapes, name: str) -> SemanticEncoderConfig:
         f"{name} is a SAM 2 encoder of an unknown size (width {width}, stages {list(stages)}); expected "
         f"{', '.join(SAM2_SIZES)}."
     )
-
-
-def embed_dim(shapes: Shapes) -> int:
-    """Width of the first stage."""
-    return shapes[f"{TRUNK}.patch_embed.proj.weight"][0]
 
 
 def stage_lengths(shapes: Shapes) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
 
-# Where an original-layout U-Net stands in a file.
-LDM_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
+# Where a U-Net stands in a file, whatever its layout.
+UNET_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "model.", "")
 
 
 def _has(tensors: Tensors, *fragments: str) -> bool:
@@ -17,7 +17,7 @@ def _has(tensors: Tensors, *fragments: str) -> bool:
 
 
 def _conv_in_channels(tensors: Tensors) -> int | None:
-    for prefix in (*LDM_PREFIXES, "unet."):
+    for prefix in UNET_PREFIXES:
         for name in ("input_blocks.0.0.weight", "conv_in.weight"):
             weight = tensors.get(prefix + name)
             if weight is not None and weight.ndim == 4:
@@ -35,8 +35,8 @@ def _convolved_transformer(tensors: Tensors) -> bool:
 
 
 def is_sdxl(tensors: Tensors) -> bool:
-    """Whether a file is (or contains) Stable Diffusion XL."""
-    return _has(tensors, "label_emb.0.0.weight", "add_embedding.linear_1.weight", "conditioner.embedders.")
+    """Whether a file is (or contains) Stable Diffusion XL. SD-Turbo's file has the first of its two text encoders."""
+    return _has(tensors, "label_emb.0.0.weight", "add_embedding.linear_1.weight", "conditioner.embedders.1.")
 
 
 def is_tiny_decoder(tensors: Tensors) -> bool:

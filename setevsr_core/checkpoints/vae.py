@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..networks.temporal_vae import TemporalVAE, VAEConfig
-from .building import Shapes, build, shapes_of
+from .building import Shapes, build, buildable_sizes, reading_sizes, shapes_of, side
 from .denoiser import count
 from .files import Source, TensorFile, folder_setting, open_source
 from .native import stored_config
@@ -42,7 +42,11 @@ def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None 
         refuse_other_latents(file)
     tensors = entry.convert(file.tensors, prefix)
     stored = stored_config(file)
-    config = _stored_sizes(stored, file.name) if stored is not None else read_config(shapes_of(tensors), file.name)
+    if stored is None:
+        config = read_config(shapes_of(tensors), file.name)
+    else:
+        with buildable_sizes(file.name):
+            config = VAEConfig.from_dict(stored)
     if stored is None and config.patch > 1:
         log.warning("%s: without its metadata nothing tells the scaling factor of its latents, its sharpening and its "
                     "descreening: SD's %g, none and none are assumed; give the path of the native file", file.name,
@@ -51,14 +55,6 @@ def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None 
     log.info("%s: %s", file.name, entry.title)
     return build(partial(TemporalVAE, config), tensors, name=file.name, dtype=dtype, device=device, ops=ops,
                  fresh=is_added if changes else lambda _: False)
-
-
-def _stored_sizes(stored: Mapping[str, Any], name: str) -> VAEConfig:
-    try:
-        return VAEConfig.from_dict(dict(stored))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{name} asks for sizes from which no network can be built ({error}); it is damaged or "
-                              "of another kind.") from error
 
 
 def refuse_other_latents(file: TensorFile) -> None:
@@ -78,41 +74,37 @@ def is_added(name: str) -> bool:
 
 def read_config(shapes: Shapes, name: str) -> VAEConfig:
     """Sizes of a VAE from the shapes of its tensors, under our names."""
-    try:
-        return _read_config(shapes)
-    except (KeyError, IndexError, ValueError) as error:
-        if str(error) == "'post_quant_conv.weight'":
-            raise CheckpointError(
-                f"{name} is a VAE without quantisation convolutions (Flux, SD 3 or similar); expected the VAE of "
-                "Stable Diffusion 2.1 or MGLD-VSR."
-            ) from error
+    if not any("quant_conv." in key for key in shapes):
         raise CheckpointError(
-            f"{name} looks like a VAE but lacks {error}; it is incomplete: download it again."
-        ) from error
+            f"{name} is a VAE without quantisation convolutions (Flux, SD 3 or similar); expected the VAE of "
+            "Stable Diffusion 2.1 or MGLD-VSR."
+        )
+    with reading_sizes(name, "a VAE"):
+        return _read_config(shapes)
 
 
 def _read_config(shapes: Shapes) -> VAEConfig:
     levels = count(shapes, "encoder.down_blocks.")
     fusion = tuple(level for level in range(levels) if any(f".fusion_layer_{level}." in key for key in shapes))
     sizes: dict[str, Any] = {
-        "channels": tuple(shapes[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"][0] for i in range(levels)),
+        "channels": tuple(side(shapes, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 0) for i in range(levels)),
         "layers": count(shapes, "encoder.down_blocks.0.resnets."),
-        "latent_channels": shapes["post_quant_conv.weight"][0],
-        "patch": math.isqrt(shapes["encoder.conv_in.weight"][1] // 3),
+        "latent_channels": side(shapes, "post_quant_conv.weight", 0),
+        "patch": math.isqrt(side(shapes, "encoder.conv_in.weight", 1) // 3),
         "mid_attention": any(key.startswith("encoder.mid_block.attentions.") for key in shapes),
-        "temporal": "decoder.mid_block.temporal_convs.0.temporal_conv.weight" in shapes,
+        "temporal": any(".temporal_convs." in key for key in shapes),
         "fusion_levels": fusion,
     }
     if sizes["patch"] > 1:  # only our own VAEs fold pixels, and only they may lack the last norm
         sizes["residual"] = "decoder.conv_norm_out.weight" not in shapes
-    own = tuple(shapes[f"decoder.up_blocks.{levels - 1 - i}.resnets.0.conv1.weight"][0] for i in range(levels))
+    own = tuple(side(shapes, f"decoder.up_blocks.{levels - 1 - i}.resnets.0.conv1.weight", 0) for i in range(levels))
     if own != sizes["channels"]:
         sizes["decoder_channels"] = own
-    if "decoder.trunk.conv_in.weight" in shapes:
+    if any(key.startswith("decoder.trunk.") for key in shapes):
         sizes["trunk"] = count(shapes, "decoder.trunk.convs.")
-        sizes["trunk_channels"] = shapes["decoder.trunk.conv_in.weight"][0]
-    if "decoder.refinement.conv1.weight" in shapes:
-        sizes["refine"] = shapes["decoder.refinement.conv1.weight"][0]
+        sizes["trunk_channels"] = side(shapes, "decoder.trunk.conv_in.weight", 0)
+    if any(key.startswith("decoder.refinement.") for key in shapes):
+        sizes["refine"] = side(shapes, "decoder.refinement.conv1.weight", 0)
     if fusion:
-        sizes["growth"] = shapes[f"decoder.fusion_layer_{fusion[0]}.encode_enc_2.0.conv1.weight"][0]
+        sizes["growth"] = side(shapes, f"decoder.fusion_layer_{fusion[0]}.encode_enc_2.0.conv1.weight", 0)
     return VAEConfig(**sizes)
