@@ -60,3 +60,11 @@ def warn_of_emulation(device: Any, dtype: torch.dtype | None) -> None:
     if half and torch.device(device).type == "cpu" and not cpu_computes_bfloat16():
         log.warning("this processor has no instructions for %s and emulates it, which takes many times as long; "
                     "float32 (or the automatic choice) is fast here", str(dtype).removeprefix("torch."))
+
+
+def overflow_message(network: str, dtype: torch.dtype) -> str:
+    """Why what a network gives is not finite, and what to do: float16 is too narrow for some, no other type is."""
+    if dtype == torch.float16:
+        return f"{network} overflowed in {dtype}; load it in bf16 or fp32 (--dtype bfloat16 on the command line)"
+    return (f"{network} gives NaN or infinite values in {dtype}: its weights are damaged, or what it is given (text, "
+            "semantics) is; download the weights again")

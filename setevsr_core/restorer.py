@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from . import memory, stages
-from .errors import SettingsError
+from .devices import usable_device
+from .errors import InputError, SettingsError
 from .precision import automatic_dtype, warn_of_emulation
 from .progress import Progress, SegmentProgress
 from .sampling.loop import text_for
@@ -56,6 +57,7 @@ class Restorer:
         free_memory: Callable[[torch.device], int] = memory.free_bytes,
         identity: str | None = None,
     ) -> None:
+        _check_networks(denoiser, vae, encoder)
         self.device = torch.device(device)
         self.vae_device = torch.device(device if vae_device is None else vae_device)
         self.free_memory = free_memory
@@ -73,7 +75,7 @@ class Restorer:
         """A preset by name or folder. device None: CUDA if there is one; dtype None: `precision.automatic_dtype`."""
         from .checkpoints import load_preset
 
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = usable_device(device)
         dtype = dtype or automatic_dtype(device)
         warn_of_emulation(device, dtype)
         preset = load_preset(name, dtype=dtype, device=device)
@@ -174,8 +176,10 @@ class Restorer:
         resume: Resume = FROM_START,
         on_carry: Callable[[Resume], None] | None = None,
     ) -> Iterator[Tensor]:
-        if settings.steps:
-            text_for(self.denoiser, text)  # an error before the first frame is encoded
+        if settings.steps:  # an error before the first frame is encoded
+            if text is not None and not isinstance(text, Tensor):
+                raise InputError(f"text must be an embedding, a tensor (1, tokens, width), got {type(text).__name__}")
+            text_for(self.denoiser, text)
         bar = SegmentProgress(progress, total, settings.steps, reads_semantics(self, settings))
         bar.begin(resume.first_frame)
         run = SegmentRun(self, settings, bar, text, check_cancel)
@@ -196,6 +200,19 @@ def network_identity(network: Any) -> str:
         if value.device.type != "meta":
             digest.update(repr(value.flatten()[:16].float().tolist()).encode())
     return digest.hexdigest()
+
+
+def _check_networks(denoiser: Any, vae: Any, encoder: Any) -> None:
+    """`SettingsError` for what is no network of the kind it is given as, and for two that do not fit together."""
+    given = {"denoiser": (denoiser, "encode_lr", "load_denoiser"), "vae": (vae, "decode", "load_temporal_vae"),
+             "encoder": (encoder, "__call__", "load_semantic_encoder")}
+    for name, (network, method, loader) in given.items():
+        if not hasattr(network, method) and (network is not None or name == "vae"):
+            raise SettingsError(f"{name} is a {type(network).__name__}; give what checkpoints.{loader} returns")
+    makes, takes = (getattr(getattr(part, "config", None), "latent_channels", None) for part in (vae, denoiser))
+    if makes is not None and takes is not None and makes != takes:
+        raise SettingsError(f"the VAE makes latents of {makes} channels, the denoiser takes {takes}; give the VAE that "
+                            "belongs to the denoiser")
 
 
 def _place(module: Any, device: torch.device, dtype: torch.dtype | None) -> None:

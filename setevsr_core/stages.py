@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from . import vae_tiles
 from .errors import InputError, SettingsError
+from .precision import overflow_message
 from .sampling import loop
 from .sampling.tiles import GRID, latent_grid
 from .video.colour import match_colour
@@ -148,8 +149,7 @@ def _encode_frame(
         mean, _, features = vae.encode(_vae_input(vae, pixels))
     latent = mean.float() * vae.config.scaling_factor
     if not torch.isfinite(latent).all():
-        raise SettingsError(f"the VAE encoder overflowed in {module_dtype(vae)}; load the VAE in fp32 or bf16 "
-                            "(--dtype bfloat16 on the command line)")
+        raise SettingsError(overflow_message("the VAE encoder", module_dtype(vae)))
     return latent, features, pixels
 
 
@@ -269,8 +269,7 @@ def decode_span(
         pixels = vae_tiles.decode(vae, unscaled, enlarged, fusion=fusion, tile=tile, check_cancel=check_cancel)
     pixels = crop(pixels, size).float()
     if not torch.isfinite(pixels).all():
-        raise SettingsError(f"the VAE decoder overflowed in {dtype}; load the VAE in fp32 or bf16 "
-                            "(--dtype bfloat16 on the command line)")
+        raise SettingsError(overflow_message("the VAE decoder", dtype))
     pictures = pixels.add(1).div(2).clamp(0, 1)
     return steady(recolour(pictures.movedim(1, -1), frames, colour, device=device), steady_result)
 

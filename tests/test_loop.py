@@ -189,8 +189,12 @@ def test_misfits_are_refused_in_words() -> None:
         denoise(IdealDenoiser(), z[..., :12], frame_indices=range(5), seed=0)
     with pytest.raises(InputError, match="NaN"):
         denoise(IdealDenoiser(), z * float("nan"), frame_indices=range(5), seed=0)
-    with pytest.raises(SettingsError, match="overflowed at timestep 999"):
+    with pytest.raises(SettingsError, match="at timestep 999 the denoiser gives NaN .* in torch.float32"):
         denoise(IdealDenoiser(float("inf")), z, frame_indices=range(5), seed=0)
+    with pytest.raises(InputError, match=r"text must be an embedding of the shape .* got \(3, 8\)"):
+        denoise(IdealDenoiser(), z, frame_indices=range(5), seed=0, text=torch.zeros(3, 8))
+    with pytest.raises(InputError, match="5 latent frames came with 2 texts"):
+        denoise(IdealDenoiser(), z, frame_indices=range(5), seed=0, text=torch.zeros(2, 3, 8))
     textless = IdealDenoiser()
     textless.empty_text = None  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(InputError, match="text"):

@@ -239,6 +239,32 @@ def test_unusable_frames_are_refused_in_one_sentence(restorer: Restorer, frames:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("text", "message"), [
+    ("a prompt", "text must be an embedding.*got str"), (torch.zeros(3, 8), r"text must be an embedding.*got \(3, 8\)"),
+    (torch.zeros(1, 3, 9), "text embedding is 9 wide"), (torch.zeros(2, 3, 8), "came with 2 texts"),
+    (torch.full((1, 3, 8), float("nan")), "denoiser gives NaN.*text"),
+])
+def test_unusable_texts_are_refused(restorer: Restorer, text: Any, message: str) -> None:
+    with pytest.raises((InputError, SettingsError), match=message):
+        restorer.restore(clip(3), scale=1, text=text)
+
+
+def test_networks_that_do_not_fit_are_refused_by_name(restorer: Restorer) -> None:
+    vae = TemporalVAE(VAEConfig(channels=(32, 32), layers=1, patch=4, fusion_levels=(), latent_channels=16))
+    for networks, message in (
+        ((restorer.vae, restorer.denoiser), "denoiser is a TemporalVAE; give what checkpoints.load_denoiser"),
+        ((restorer.denoiser, None), "vae is a NoneType"), (("a.ckpt", "b.ckpt"), "denoiser is a str"),
+        ((restorer.denoiser, vae), "VAE makes latents of 16 channels, the denoiser takes 4"),
+    ):  # fmt: skip
+        with pytest.raises(SettingsError, match=message):
+            Restorer(*networks)
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(SettingsError, match="device is 'banana'"):
+        Restorer.from_preset("nano", device="banana")
+
+
 def test_stream_refuses_bad_frames_by_number(restorer: Restorer) -> None:
     good = torch.zeros(16, 16, 3)
     with pytest.raises(InputError, match="frame 2 contains NaN"):

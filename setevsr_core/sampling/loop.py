@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError, SettingsError
+from ..precision import overflow_message
 from . import schedules
 from .noise import START, frames_noise
 from .samplers import make_sampler
@@ -61,8 +62,10 @@ def prepare_conditions(
 def text_for(denoiser: Any, text: Any) -> Any:
     """The text, or without one the embedding (1,n,ctx) of the empty prompt that the weights bring along.
 
-    Errors: InputError if they bring none.
+    Errors: InputError if they bring none, and for a tensor that is no text.
     """
+    if isinstance(text, torch.Tensor) and text.ndim != 3:
+        raise InputError(f"text must be an embedding of the shape (1, tokens, width), got {tuple(text.shape)}")
     if text is not None:
         return text
     if denoiser.empty_text is None:
@@ -91,7 +94,7 @@ def tile_region(
     return top, bottom, left, right
 
 
-def _check(lr_latents: torch.Tensor, frame_indices: Sequence[int], semantics: Any) -> None:
+def _check(lr_latents: torch.Tensor, frame_indices: Sequence[int], text: Any, semantics: Any) -> None:
     if lr_latents.ndim != 4 or lr_latents.shape[0] < 1:
         raise InputError(f"latents must have the shape (frames, channels, h, w), got {tuple(lr_latents.shape)}")
     frames, _, h, w = lr_latents.shape
@@ -99,6 +102,8 @@ def _check(lr_latents: torch.Tensor, frame_indices: Sequence[int], semantics: An
         raise InputError(f"latents must be a multiple of {GRID} on both sides, got {h} x {w}; pad the frames to 64")
     if len(frame_indices) != frames:
         raise InputError(f"{frames} latent frames came with {len(frame_indices)} frame indices; they must match")
+    if isinstance(text, torch.Tensor) and text.ndim == 3 and text.shape[0] not in (1, frames):
+        raise InputError(f"{frames} latent frames came with {text.shape[0]} texts; give one for all, or one for each")
     if isinstance(semantics, torch.Tensor) and semantics.shape[0] != frames:
         raise InputError(f"{frames} latent frames came with semantics of {semantics.shape[0]}: are they one video's?")
     if not torch.isfinite(lr_latents).all():
@@ -133,7 +138,7 @@ def denoise(
     on_step(index, total, latents, clean_prediction) follows every step; check_cancel() is called before every tile
     and stops the loop by raising. The network runs in its own dtype, everything else in fp32.
     """
-    _check(lr_latents, frame_indices, semantics)
+    _check(lr_latents, frame_indices, text, semantics)
     latents = lr_latents.float()
     if steps == 0:
         return latents.clone()
@@ -169,10 +174,7 @@ def denoise(
         clean = schedules.predict_clean(noisy, eps, timestep) if on_step is not None else None
         noisy = run.step(index, noisy, eps, lambda index=index: noise(index))
         if not finite:  # asked after noise was drawn on the processor: a GPU computes meanwhile
-            raise SettingsError(
-                f"the denoiser overflowed at timestep {timestep} in {denoiser.dtype}; load it in bf16 or fp32 "
-                "(--dtype bfloat16 on the command line)"
-            )
+            raise SettingsError(overflow_message(f"at timestep {timestep} the denoiser", denoiser.dtype))
         if on_step is not None and clean is not None:
             on_step(index, len(run.timesteps), noisy, clean)
     return noisy
