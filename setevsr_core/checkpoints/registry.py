@@ -106,10 +106,6 @@ def convert_original_unet(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
     return converted
 
 
-def _as_they_are(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
-    return under(tensors, prefix)
-
-
 def _diffusers_unet(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
     return {f"unet.{key}": value for key, value in under(tensors, prefix).items()}
 
@@ -182,7 +178,7 @@ def _convert_transformers_sam2(tensors: Tensors, prefix: str) -> dict[str, Tenso
 
 
 FORMATS = (
-    Format(DENOISER, "native", "SeTe-VSR denoiser", _find_native_denoiser, _as_they_are),
+    Format(DENOISER, "native", "SeTe-VSR denoiser", _find_native_denoiser, under),
     Format(DENOISER, "mgld-vsr", "MGLD-VSR U-Net with LR encoder", _find_mgld, convert_original_unet),
     Format(DENOISER, "sd-original", "Stable Diffusion 2.1 U-Net, original layout", _find_sd_original,
            convert_original_unet),
@@ -196,7 +192,7 @@ FORMATS = (
            _convert_transformers_sam2),
 )
 # Native files say their kind; their tensors already have our names.
-NATIVE = {kind: Format(kind, "native", f"SeTe-VSR {kind.replace('_', ' ')}", lambda _: "", _as_they_are)
+NATIVE = {kind: Format(kind, "native", f"SeTe-VSR {kind.replace('_', ' ')}", lambda _: "", under)
           for kind in KINDS}
 
 
