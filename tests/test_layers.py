@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from setevsr_core.errors import InputError
 from setevsr_core.networks.descreening import descreen
 from setevsr_core.networks.layers import FeedForward, SelfAttention
 from setevsr_core.networks.sharpening import unsharp_mask
@@ -16,7 +17,7 @@ from setevsr_core.networks.temporal_spatial import TemporalSpatialAwareness
 from setevsr_core.networks.temporal_transformer import TemporalTransformer
 from setevsr_core.networks.temporal_vae import Trunk, VAEConfig
 
-from .tiny_networks import tiny_denoiser
+from .tiny_networks import tiny_denoiser, tiny_vae
 
 FRAMES = 3
 
@@ -112,3 +113,16 @@ def test_a_trunk_gives_the_same_frame_by_frame_as_all_at_once() -> None:
     with torch.inference_mode():
         torch.testing.assert_close(trunk(folded, feature), together)
     assert sizes == [FRAMES] + FRAMES * [1]
+
+
+def test_frames_and_maps_that_do_not_belong_together_are_refused() -> None:
+    denoiser, vae = tiny_denoiser(), tiny_vae()
+    latents, timesteps = torch.randn(4, 4, 8, 8), torch.full((4,), 7)
+    with torch.no_grad():
+        maps = denoiser.encode_lr(latents, timesteps)
+        with pytest.raises(InputError, match="4 latents are no whole number of videos of num_frames=3"):
+            denoiser(latents, timesteps, num_frames=3, lr_maps=maps)
+        with pytest.raises(InputError, match="lr_maps has 0 maps, this denoiser needs 4: give what encode_lr returns"):
+            denoiser(latents, timesteps, num_frames=4, lr_maps=[])
+        with pytest.raises(InputError, match="num_frames=0"):
+            vae.decode(latents, None, num_frames=0)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import InputError
 from .baseline_temporal import TemporalConv
 from .config import Config
 from .descreening import descreen
@@ -409,6 +410,8 @@ class TemporalVAE(nn.Module):
         fusion 0 decodes the latents without the fused features (a residual VAE still adds its pixels), features None
         the latents alone; 1 is what the decoder was trained with.
         """
+        if num_frames < 1 or latents.shape[0] % num_frames:
+            raise InputError(f"{latents.shape[0]} latents are no whole number of videos of num_frames={num_frames}")
         pixels = self.decoder(self.post_quant_conv(latents), features, num_frames, fusion)
         if self.config.descreen:
             pixels = descreen(pixels, self.config.patch)

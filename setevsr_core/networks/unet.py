@@ -234,6 +234,11 @@ class SeTeUNet(nn.Module):
         if latents.shape[-1] % multiple or latents.shape[-2] % multiple:
             raise InputError(f"latents of {latents.shape[-1]}x{latents.shape[-2]} do not fit the U-Net: "
                              f"pad both sides to a multiple of {multiple}")
+        if num_frames < 1 or latents.shape[0] % num_frames:
+            raise InputError(f"{latents.shape[0]} latents are no whole number of videos of num_frames={num_frames}")
+        if self.config.spade and len(lr_maps) != len(self.config.channels):
+            raise InputError(f"lr_maps has {len(lr_maps)} maps, this denoiser needs {len(self.config.channels)}: give "
+                             "what encode_lr returns")
         time = self.time_embedding(timesteps, latents.dtype)
         widths = set(self.config.channels) if self.config.temporal_sites != "none" else set()
         if self.config.temporal_spatial_sites != "none":
