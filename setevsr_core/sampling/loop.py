@@ -62,10 +62,8 @@ def prepare_conditions(
 def text_for(denoiser: Any, text: Any) -> Any:
     """The text, or without one the embedding (1,n,ctx) of the empty prompt that the weights bring along.
 
-    Errors: InputError if they bring none, and for a tensor that is no text.
+    Errors: InputError if they bring none.
     """
-    if isinstance(text, torch.Tensor) and text.ndim != 3:
-        raise InputError(f"text must be an embedding of the shape (1, tokens, width), got {tuple(text.shape)}")
     if text is not None:
         return text
     if denoiser.empty_text is None:
@@ -102,7 +100,9 @@ def _check(lr_latents: torch.Tensor, frame_indices: Sequence[int], text: Any, se
         raise InputError(f"latents must be a multiple of {GRID} on both sides, got {h} x {w}; pad the frames to 64")
     if len(frame_indices) != frames:
         raise InputError(f"{frames} latent frames came with {len(frame_indices)} frame indices; they must match")
-    if isinstance(text, torch.Tensor) and text.ndim == 3 and text.shape[0] not in (1, frames):
+    if isinstance(text, torch.Tensor) and text.ndim != 3:
+        raise InputError(f"text must be an embedding of the shape (1, tokens, width), got {tuple(text.shape)}")
+    if isinstance(text, torch.Tensor) and text.shape[0] not in (1, frames):
         raise InputError(f"{frames} latent frames came with {text.shape[0]} texts; give one for all, or one for each")
     if isinstance(semantics, torch.Tensor) and semantics.shape[0] != frames:
         raise InputError(f"{frames} latent frames came with semantics of {semantics.shape[0]}: are they one video's?")
