@@ -23,7 +23,7 @@ from .settings import RestoreSettings, resolve_settings
 from .streaming import FROM_START, Resume, fill, restored_blocks
 from .video.resize import target_size
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """Raise it with every change of the code that changes the bits of a result: unfinished work of another version starts
 afresh, for no video shall be half of one and half of the other."""
 

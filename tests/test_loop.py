@@ -10,7 +10,7 @@ import torch
 
 from setevsr_core.errors import InputError, SettingsError
 from setevsr_core.sampling import schedules
-from setevsr_core.sampling.loop import denoise, tile_region
+from setevsr_core.sampling.loop import denoise, text_for, tile_region
 from setevsr_core.sampling.samplers import SAMPLERS
 from setevsr_core.sampling.tiles import Tile
 
@@ -116,6 +116,11 @@ def test_what_does_not_depend_on_time_is_computed_once() -> None:
     assert denoiser.regions == [(0, 1, 0, 1), (0, 1, 0, 1)]  # 16 of 24 columns plus a margin of 8
 
 
+def test_a_text_without_a_batch_serves_all_frames() -> None:
+    denoiser = IdealDenoiser(empty_text=torch.zeros(1, 3, 8))
+    assert text_for(denoiser, torch.ones(3, 8)).shape == text_for(denoiser, None).shape == (1, 3, 8)
+
+
 def test_network_sees_the_original_timesteps() -> None:
     denoiser = IdealDenoiser()
     denoise(denoiser, latents(1), frame_indices=(0,), seed=0, steps=4, tile=0)
@@ -191,8 +196,8 @@ def test_misfits_are_refused_in_words() -> None:
         denoise(IdealDenoiser(), z * float("nan"), frame_indices=range(5), seed=0)
     with pytest.raises(SettingsError, match="at timestep 999 the denoiser gives NaN .* in torch.float32"):
         denoise(IdealDenoiser(float("inf")), z, frame_indices=range(5), seed=0)
-    with pytest.raises(InputError, match=r"text must be an embedding of the shape .* got \(3, 8\)"):
-        denoise(IdealDenoiser(), z, frame_indices=range(5), seed=0, text=torch.zeros(3, 8))
+    with pytest.raises(InputError, match=r"text must be an embedding of the shape .* got \(8,\)"):
+        denoise(IdealDenoiser(), z, frame_indices=range(5), seed=0, text=torch.zeros(8))
     with pytest.raises(InputError, match="5 latent frames came with 2 texts"):
         denoise(IdealDenoiser(), z, frame_indices=range(5), seed=0, text=torch.zeros(2, 3, 8))
     textless = IdealDenoiser()

@@ -60,12 +60,12 @@ def prepare_conditions(
 
 
 def text_for(denoiser: Any, text: Any) -> Any:
-    """The text, or without one the embedding (1,n,ctx) of the empty prompt that the weights bring along.
+    """The text, one (n,ctx) as (1,n,ctx), or without any the embedding of the empty prompt that the weights bring along.
 
     Errors: InputError if they bring none.
     """
     if text is not None:
-        return text
+        return text[None] if isinstance(text, torch.Tensor) and text.ndim == 2 else text
     if denoiser.empty_text is None:
         raise InputError(
             "this denoiser's weights bring no embedding of the empty prompt: connect a CONDITIONING (the empty prompt "
@@ -100,9 +100,9 @@ def _check(lr_latents: torch.Tensor, frame_indices: Sequence[int], text: Any, se
         raise InputError(f"latents must be a multiple of {GRID} on both sides, got {h} x {w}; pad the frames to 64")
     if len(frame_indices) != frames:
         raise InputError(f"{frames} latent frames came with {len(frame_indices)} frame indices; they must match")
-    if isinstance(text, torch.Tensor) and text.ndim != 3:
+    if isinstance(text, torch.Tensor) and text.ndim not in (2, 3):
         raise InputError(f"text must be an embedding of the shape (1, tokens, width), got {tuple(text.shape)}")
-    if isinstance(text, torch.Tensor) and text.shape[0] not in (1, frames):
+    if isinstance(text, torch.Tensor) and text.ndim == 3 and text.shape[0] not in (1, frames):
         raise InputError(f"{frames} latent frames came with {text.shape[0]} texts; give one for all, or one for each")
     if isinstance(semantics, torch.Tensor) and semantics.shape[0] != frames:
         raise InputError(f"{frames} latent frames came with semantics of {semantics.shape[0]}: are they one video's?")
