@@ -60,7 +60,7 @@ def prepare_conditions(
 
 
 def text_for(denoiser: Any, text: Any) -> Any:
-    """The text, one (n,ctx) as (1,n,ctx), or without any the embedding of the empty prompt that the weights bring along.
+    """The text, one (n,ctx) as (1,n,ctx), or without any the embedding of the empty prompt that the weights bring.
 
     Errors: InputError if they bring none.
     """
