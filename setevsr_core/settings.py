@@ -58,7 +58,7 @@ class RestoreSettings:
         if self.sampler in ("lcm", "tcd") and self.steps > CONSISTENCY_STEPS:
             raise SettingsError(f"steps must be at most {CONSISTENCY_STEPS} for {self.sampler}, got {self.steps}")
         _whole("length", self.length, 1, 1000)
-        _whole("overlap", self.overlap, 0, self.length - 1)
+        _whole("overlap", self.overlap, 0, self.length - 1, f"below the length of {self.length}, ")
         if isinstance(self.cuts, str):
             _choice("cuts", self.cuts, ("auto",))
         _number("fusion", self.fusion, 0, 1)
@@ -75,13 +75,22 @@ class RestoreSettings:
 
 
 def resolve_settings(chosen: Mapping[str, Any], defaults: Mapping[str, Any]) -> RestoreSettings:
-    """Settings from what the caller chose (None = not chosen), a preset's defaults, and this class's, in that order."""
+    """Settings from what the caller chose (None = not chosen), a preset's defaults, and this class's, in that order.
+
+    An overlap that nobody chose is made smaller where the chosen segments or tiles are too small for the usual one.
+    """
     known = {field.name for field in fields(RestoreSettings)}
     unknown = sorted(set(chosen) - known)
     if unknown:
         raise SettingsError(f"unknown setting {unknown[0]!r}; settings are {', '.join(sorted(known))}")
     merged = {name: value for name, value in defaults.items() if name in known}
-    merged.update({name: value for name, value in chosen.items() if value is not None})
+    given = {name: value for name, value in chosen.items() if value is not None}
+    merged.update(given)
+    for overlap, whole, room in (("overlap", "length", lambda length: length - 1),
+                                 ("tile_overlap", "tile", lambda tile: tile // 2)):
+        size, usual = given.get(whole), merged.get(overlap, getattr(RestoreSettings, overlap))
+        if overlap not in given and isinstance(size, int) and 0 < size <= usual:
+            merged[overlap] = room(size)
     return RestoreSettings(**merged)
 
 
@@ -97,9 +106,9 @@ def _number(name: str, value: Any, low: float, high: float) -> None:
         raise SettingsError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
 
 
-def _whole(name: str, value: Any, low: int, high: int) -> None:
+def _whole(name: str, value: Any, low: int, high: int, why: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
-        raise SettingsError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+        raise SettingsError(f"{name} must be a whole number from {low} to {high}, {why}got {value!r}")
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,14 @@ def test_settings_out_of_range_are_refused_by_name(restorer: Restorer, name: str
 def test_unknown_settings_are_refused(restorer: Restorer) -> None:
     with pytest.raises(SettingsError, match="sharpness"):
         restorer.stream(clip(1), sharpness=1)
+
+
+def test_an_overlap_nobody_chose_fits_small_segments_and_tiles(restorer: Restorer) -> None:
+    small = restorer.settings(length=1, tile=16)
+    assert (small.overlap, small.tile_overlap) == (0, 8)
+    assert restorer.settings(length=3, tile=24) == replace(restorer.settings(), length=3, tile=24)
+    with pytest.raises(SettingsError, match="overlap must be .* below the length of 2, got 2"):
+        restorer.settings(length=2, overlap=2)
 
 
 def test_defaults_fill_what_is_left_open(restorer: Restorer) -> None:
