@@ -39,7 +39,7 @@ def open_video(video: Any) -> Iterator[Footage]:
     parts = video.get_components()
     checks.require_frames(parts.images, "video")
     images, sound = parts.images, None
-    if images.shape[-1] == 4 and bool((images[..., 3] < 1).any()):
+    if images.shape[-1] == 4 and any(bool((image[..., 3] < 1).any()) for image in images):
         log.warning("SeTe-VSR: the video has transparency, which the result does not keep")
     try:
         if parts.audio is not None:
