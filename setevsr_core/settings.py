@@ -89,7 +89,7 @@ def resolve_settings(chosen: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
     for overlap, whole, room in (("overlap", "length", lambda length: length - 1),
                                  ("tile_overlap", "tile", lambda tile: tile // 2)):
         size, usual = given.get(whole), merged.get(overlap, getattr(RestoreSettings, overlap))
-        if overlap not in given and isinstance(size, int) and 0 < size <= usual:
+        if overlap not in given and isinstance(size, int) and isinstance(usual, int) and 0 < size <= usual:
             merged[overlap] = room(size)
     return RestoreSettings(**merged)
 
