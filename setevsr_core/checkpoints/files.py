@@ -67,7 +67,7 @@ def open_source(source: Source | TensorFile, component: tuple[str, ...] = ()) ->
     except TypeError as error:
         raise CheckpointError(f"Weights cannot be read from a {type(source).__name__}; give the path of a file or "
                               "folder, or a state dict.") from error
-    if os.path.isdir(path):
+    if os.path.isdir(path):  # Path.is_dir raises where a name is longer than the file system takes
         path = file_in_folder(path, component)
     parts = [read_file(part) for part in shards(path)]
     tensors = {key: value for part in parts for key, value in part.tensors.items()}
