@@ -64,7 +64,8 @@ class RegressorStage(PictureStage):
 
     def predict(self, lr: Tensor) -> Tensor:
         """Low-resolution frames (N, 3, h, w) -> enlarged ones, both in -1..1."""
-        return self.network((lr + 1) / 2).float() * 2 - 1
+        frames = ((lr + 1) / 2).contiguous(memory_format=torch.channels_last)
+        return self.network(frames).float() * 2 - 1
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         return self.picture_losses(self.predict(batch.lr), batch)
@@ -109,6 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sharpen", type=float, default=0.0, help="unsharp mask on the clean frames, as nano had it")
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--convolutions", type=int, default=CONVOLUTIONS)
+    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS", help="write what a kill would lose")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
@@ -118,11 +120,12 @@ def main(argv: list[str] | None = None) -> None:
     settings = TrainSettings(
         steps=args.steps, batch=args.batch, crop=args.crop, frames=1, learning_rate=args.learning_rate, seed=args.seed,
         decay_from=args.decay_from, ema_decay=args.ema_decay, precision=args.precision, device=args.device,
-        minutes=args.minutes, sharpen=args.sharpen,
+        minutes=args.minutes, sharpen=args.sharpen, save_every=args.save_every,
     )  # fmt: skip
     data, processes = PackedDataset(args.pack), Processes(args.device)
     torch.manual_seed(args.seed)
-    network = compact(args.width, args.convolutions, data.scale).to(processes.device)
+    network = compact(args.width, args.convolutions, data.scale)
+    network.to(processes.device, memory_format=torch.channels_last)  # the faster layout of plain convolutions
     if args.start:
         from safetensors.torch import load_file
 

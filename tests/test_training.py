@@ -209,6 +209,17 @@ def test_a_decoder_around_a_compact_upscaler_decodes_at_first_what_that_makes_of
     torch.testing.assert_close(decoded[inner], expected[inner], atol=5e-3, rtol=0)
 
 
+def test_a_trunk_is_the_compact_upscaler_again_that_it_was_made_of(tmp_path: Path) -> None:
+    weights = compact_upscaler(width=8, inner=2)
+    vae = with_compact_decoder(TemporalVAE(TINY_VAE), weights)
+    checkpoints.save_native(vae, tmp_path / "vae.safetensors")
+    compact.main([str(tmp_path / "out.safetensors"), str(tmp_path / "vae.safetensors")])
+    again = load_file(tmp_path / "out.safetensors")
+    assert sorted(again) == sorted(weights)
+    for name, value in weights.items():
+        torch.testing.assert_close(again[name], value, atol=2e-3, rtol=0, msg=name)
+
+
 def test_a_compact_upscaler_is_taken_over_whatever_device_is_chosen_around() -> None:
     """As on a GPU, where the stage is built in a context of the device; what is computed on "meta" has no values."""
     weights, vae = compact_upscaler(width=8, inner=2), TemporalVAE(TINY_VAE)

