@@ -98,7 +98,7 @@ def say(request: pytest.FixtureRequest) -> Say:
 
 @pytest.fixture(scope="module")
 def frames() -> Tensor:
-    """Six low-resolution frames (6,48,64,3): two segments."""
+    """Six low-resolution frames (6,48,64,3)."""
     from setevsr_core.video.reading import VideoReader
 
     return torch.stack(list(islice(VideoReader(CLIP), 6)))[:, 24:72, 48:112].contiguous()
@@ -199,10 +199,11 @@ def test_half_precision_is_near_fp32(
 def test_a_stream_gives_the_bits_of_restore_and_all_settings_of_the_preset_hold(
     on_device: Restorer, frames: Tensor
 ) -> None:
-    whole = on_device.restore(frames, scale=2)
-    blocks = list(on_device.stream(iter(frames), scale=2))
+    options: dict[str, Any] = {"scale": 2, "length": 4}  # two segments
+    whole = on_device.restore(frames, **options)
+    blocks = list(on_device.stream(iter(frames), **options))
     assert len(blocks) > 1 and torch.equal(torch.cat(blocks), whole)
-    assert torch.equal(on_device.restore(frames, scale=2), whole)  # the same call gives the same bits
+    assert torch.equal(on_device.restore(frames, **options), whole)  # the same call gives the same bits
 
 
 def test_frames_that_lie_on_the_device_come_back_there(on_device: Restorer, frames: Tensor) -> None:
@@ -378,26 +379,32 @@ def test_tiles_follow_the_free_memory(say: Say) -> None:
 
 
 @of_a_gpu
-def test_a_full_gpu_makes_all_tiles_smaller_and_the_pictures_stay(
-    on_device: Restorer, say: Say, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("name", "side"), [("the denoiser", 96), ("the VAE", 256)])
+def test_a_full_gpu_makes_the_tiles_smaller_and_the_pictures_stay(
+    name: str, side: int, on_cpu: Restorer, on_device: Restorer, say: Say, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """One stage at a time on the GPU: what the other takes at the least may be more than what is left for this one."""
     coarse = torch.rand(5, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    frames = F.interpolate(coarse, (256, 256), mode="bicubic").clamp(0, 1).movedim(1, -1).contiguous()
-    options: dict[str, Any] = {"steps": 1, "tile": 0, "tile_overlap": 0, "steady": 0, "steady_result": 0}
-    whole = on_device.restore(frames, **options)
+    frames = F.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1).movedim(1, -1).contiguous()
+    options: dict[str, Any] = {"steps": 0, "steady": 0, "steady_result": 0, "colour": "none"}
+    restorer = on_device
     latents = stages.encode_latents(on_device.vae, frames, 4).latents
-    peaks = {"the denoiser": peak_of(lambda: stages.denoise_span(on_device.denoiser, latents, None, range(5), steps=1,
-                                                                  tile=0, tile_overlap=0)),
-             "the VAE": peak_of(lambda: stages.decode_span(on_device.vae, latents, frames, 4))}
-    room = round(0.6 * min(peaks.values()))
-    with memory_left(room), caplog.at_level(logging.WARNING):
-        tiled = on_device.restore(frames, **options)
+    if name == "the denoiser":
+        options |= {"steps": 1, "tile": 0, "tile_overlap": 0}
+        restorer = Restorer(on_device.denoiser, on_cpu.vae, on_device.encoder, device=DEVICE, vae_device="cpu",
+                            place=False, defaults=on_device.defaults)
+        peak = peak_of(lambda: stages.denoise_span(on_device.denoiser, latents, None, range(5), steps=1, tile=0,
+                                                   tile_overlap=0))
+    else:
+        peak = peak_of(lambda: stages.decode_span(on_device.vae, latents, frames, 4, colour="none"))
+    whole = restorer.restore(frames, **options)
+    with memory_left(round(0.6 * peak)), caplog.at_level(logging.WARNING):
+        tiled = restorer.restore(frames, **options)
     said = [record.getMessage() for record in caplog.records if "the memory is full" in record.getMessage()]
-    say(f"peaks {({name: f'{peak / GIB:.2f} GiB' for name, peak in peaks.items()})}, room {room / GIB:.2f} GiB: "
-        f"{said}; {psnr(tiled, whole):.1f} dB near the whole frames")
-    assert all(any(name in message for message in said) for name in peaks)
+    say(f"peak {peak / GIB:.2f} GiB, 60 % of it left: {said}; {psnr(tiled, whole):.1f} dB near the whole frames")
+    assert any(name in message for message in said)
     assert psnr(tiled, whole) > 25
-    assert torch.equal(on_device.restore(frames, **options), whole)  # nothing stays behind
+    assert torch.equal(restorer.restore(frames, **options), whole)  # nothing stays behind
 
 
 @of_a_gpu
