@@ -71,7 +71,7 @@ class DegradeVideo(io.ComfyNode):
     @classmethod
     def execute(cls, video: Any, scale: int = 4, seed: int = 0) -> io.NodeOutput:
         from ..setevsr_core.training.degradation import Degradation
-        from ..setevsr_core.training.degrade_command import degrade_footage
+        from ..setevsr_core.training.degraded_video import degrade_footage
         from .media import open_video
         from .progress import NodeProgress
         from .upscale import temporary_path

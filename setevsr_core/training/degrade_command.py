@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import SettingsError, VideoError
-
-if TYPE_CHECKING:
-    from ..video.writing import VideoWriter
-    from ..video_job import Footage
 
 
 def add_parser(subparsers: Any) -> None:
@@ -41,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from ..video.reading import VideoReader
     from ..video_job import footage_of
     from .degradation import Degradation, DegradationConfig
+    from .degraded_video import degrade_footage
 
     if args.seed < 0:
         raise SettingsError(f"seed is {args.seed}; it must be 0 or more")
@@ -51,45 +47,3 @@ def run(args: argparse.Namespace) -> int:
         written = degrade_footage(degradation, footage_of(reader), args.output, args.scale, args.seed, args.crf)
     print(f"{args.output}: {written.num_frames} frames, {written.size[1]}x{written.size[0]}")
     return 0
-
-
-def degrade_footage(
-    degradation: Any,
-    footage: Footage,
-    path: str | Path,
-    scale: int,
-    seed: int,
-    quality: float,
-    *,
-    on_frame: Callable[[int], None] | None = None,
-    check_cancel: Callable[[], None] | None = None,
-) -> VideoWriter:
-    """Writes the degraded frames of `footage` with its times, colours and sound, and returns the closed writer.
-
-    They are written with 8 bits, which is all that a degraded frame has. on_frame(done) is called for every frame that
-    is written, check_cancel() for every one that is read. Errors: VideoError, SettingsError.
-    """
-    import torch
-
-    from ..video.writing import VideoWriter
-    from .degradation import target_size
-
-    with VideoWriter(
-        path, footage.frame_rate, target_size(*footage.size, scale), quality=quality, time_base=footage.time_base,
-        **footage.options,
-    ) as writer:  # fmt: skip
-        frames = degradation.stream(_as_uint8(footage.frames, check_cancel), seed, scale)
-        for index, frame in enumerate(frames):
-            prepared = writer.prepare(torch.from_numpy(frame).float() / 255)
-            writer.add(prepared, None if footage.times is None else footage.times(index))
-            if on_frame is not None:
-                on_frame(writer.num_frames)
-    return writer
-
-
-def _as_uint8(frames: Iterable[Any], check_cancel: Callable[[], None] | None) -> Iterator[Any]:
-    """Tensors (H,W,3) in 0..1 -> uint8 arrays, as the degradation takes them."""
-    for frame in frames:
-        if check_cancel is not None:
-            check_cancel()
-        yield frame.clamp(0, 1).mul(255).round().byte().cpu().numpy()
