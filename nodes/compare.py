@@ -116,19 +116,29 @@ def decoded(video: Any, frame: int) -> tuple[torch.Tensor, int]:
     """
     from .media import reader_of
 
-    kept: list[torch.Tensor] = []
-    count = 0
     with reader_of(video) as reader:
         if frame < 0:
-            checks.require_memory(reader.expected_frames or 1, reader.size, 3, remedy=REMEDY)
+            frames = all_of(reader)
+            return frames, len(frames)
+        count, last = 0, torch.empty(0)
         for count, picture in enumerate(reader, 1):
             compat.check_interrupt()
-            if frame >= 0:
-                kept.clear()
-            kept.append(picture)
+            last = picture[None]
             if count == frame + 1:
                 break
-    return torch.stack(kept), count
+    return last, count
+
+
+def all_of(reader: Any) -> torch.Tensor:
+    """All frames of a video, each written to its place: a list of them would need as much memory again to be joined."""
+    checks.require_memory(reader.expected_frames or 1, reader.size, 3, remedy=REMEDY)
+    count, frames = 0, torch.empty((reader.expected_frames or 1, *reader.size, 3))
+    for count, picture in enumerate(reader, 1):
+        compat.check_interrupt()
+        if count > len(frames):  # the file has more frames than it tells
+            frames = torch.cat([frames, torch.empty_like(frames)])
+        frames[count - 1] = picture
+    return frames[:count]
 
 
 NODES = [Compare]

@@ -1043,6 +1043,17 @@ def test_compare_reads_videos_no_further_than_it_must(
     made = InputImpl.VideoFromComponents(Types.VideoComponents(images=1 - frames, frame_rate=Fraction(24)))
     (image,) = compare(video, made, third=still).result
     assert torch.equal(image, compare(frames, 1 - frames, third=still).result[0])
+    media = part(pack, "nodes.media")
+    open_video = media.reader_of
+
+    def understated(video: Any) -> Any:
+        found = open_video(video)
+        found.expected_frames = 2
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(media, "reader_of", understated)
+        assert torch.equal(compare(video, made, third=still).result[0], image)
     read: list[int] = []
     decode = reader._frames
     monkeypatch.setattr(reader, "_frames", lambda self: (read.append(1) or frame for frame in decode(self)))
