@@ -96,7 +96,7 @@ def _cut(clip: np.ndarray, start: int, length: int, top: int, left: int, side: i
 
 
 def _mirror(clip: np.ndarray) -> None:
-    """Left-right, in place. By OpenCV: NumPy goes through a reversed row pixel by pixel, twenty times as slowly."""
+    """Left-right, in place. By OpenCV: NumPy goes through a reversed row pixel by pixel."""
     cv2 = require("cv2", "opencv-python-headless", "drawing training data")
     for frame in clip:
         frame[:] = cv2.flip(frame, 1)
