@@ -23,11 +23,12 @@ from torch.nn import functional as F
 
 from setevsr_core.errors import require
 from setevsr_core.networks.initialise import start_inner
+from setevsr_core.training.batches import Batch
 from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.losses import PerceptualLoss
 from setevsr_core.training.options import recorded
 from setevsr_core.training.processes import Processes
-from setevsr_core.training.trainer import PRECISIONS, Batch, Stage, Trainer, TrainSettings
+from setevsr_core.training.trainer import PRECISIONS, Stage, Trainer, TrainSettings
 from setevsr_core.training.vae_stages import Adversary, PictureStage, PixelLoss, enlarge
 
 WIDTH, CONVOLUTIONS = 128, 40

@@ -21,8 +21,8 @@ from setevsr_core.evaluation.datasets import Clip
 from setevsr_core.evaluation.methods import parse_method
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
+from setevsr_core.training.batches import Batch
 from setevsr_core.training.data import PackedDataset
-from setevsr_core.training.trainer import Batch
 from setevsr_core.training.vae_stages import PixelLoss
 
 from .tiny_networks import tiny_vae

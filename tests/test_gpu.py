@@ -41,11 +41,11 @@ from setevsr_core.precision import automatic_dtype
 from setevsr_core.sampling.loop import denoise
 from setevsr_core.sampling.samplers import SAMPLERS
 from setevsr_core.settings import RestoreSettings
+from setevsr_core.training.batches import Batch
 from setevsr_core.training.building import build_stage
 from setevsr_core.training.estimate import estimate_memory
 from setevsr_core.training.losses import flow_consistency
 from setevsr_core.training.options import merged_options, train_settings
-from setevsr_core.training.trainer import Batch
 from setevsr_core.vae_tiles import WHOLE, fitting_tile
 from setevsr_core.video.colour import METHODS, match_colour
 from setevsr_core.video.steadying import steady

@@ -32,6 +32,7 @@ from setevsr_core.sampling.loop import denoise
 from setevsr_core.sampling.noise import START, frames_noise
 from setevsr_core.sampling.schedules import linspace_timesteps
 from setevsr_core.training.activations import checkpoint_blocks
+from setevsr_core.training.batches import Batch
 from setevsr_core.training.compact import with_compact_decoder
 from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.estimate import estimate_memory, step_flops
@@ -40,7 +41,7 @@ from setevsr_core.training.options import merged_options, train_settings
 from setevsr_core.training.processes import Processes
 from setevsr_core.training.rollout_stages import TurboStage, rollout
 from setevsr_core.training.train_command import FLAGS, NUMBERS, STAGES
-from setevsr_core.training.trainer import Batch, Stage, Trainer, TrainSettings
+from setevsr_core.training.trainer import Stage, Trainer, TrainSettings
 from setevsr_core.training.vae_stages import Adversary, PixelLoss, VAEStage, random_windows
 from setevsr_core.video.motion import warp
 from tools import compact

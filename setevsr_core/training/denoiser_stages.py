@@ -14,7 +14,8 @@ from ..networks.denoiser import Denoiser
 from ..networks.semantic_encoder import IMAGENET_MEAN, IMAGENET_STD, SemanticEncoder
 from ..networks.temporal_vae import TemporalVAE
 from ..sampling.schedules import NUM_TRAIN_TIMESTEPS, abar
-from .trainer import Batch, Stage, learn_alone
+from .batches import Batch
+from .trainer import Stage, learn_alone
 from .vae_stages import enlarge
 
 NEW_IN_STAGE_2 = ("temporal_transformer.", "temporal_spatial.")

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .trainer import Batch, Stage, TrainSettings
+from .batches import Batch
+from .trainer import Stage, TrainSettings
 from .vae_stages import PictureStage
 
 SLACK = 1.15

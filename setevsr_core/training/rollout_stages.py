@@ -17,8 +17,9 @@ from ..networks.denoiser import Denoiser
 from ..networks.semantic_encoder import SemanticEncoder
 from ..networks.temporal_vae import TemporalVAE
 from ..sampling import schedules
+from .batches import Batch
 from .losses import flow_consistency, temporal_difference
-from .trainer import Batch, Curves, learn_alone
+from .trainer import Curves, learn_alone
 from .vae_stages import Adversary, PictureStage, PixelLoss, enlarge
 
 

@@ -10,22 +10,20 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import SettingsError, TrainingError, require
 from ..memory import is_out_of_memory
-from ..networks.sharpening import unsharp_mask
 from ..precision import training_precision, warn_of_emulation
 from ..video.durable import sync_file, sync_folder, write_atomically
 from .activations import checkpoint_blocks
+from .batches import Batch, Batches
 from .data import PackedDataset
 from .processes import Processes
 
@@ -35,12 +33,6 @@ Curves = dict[str, Tensor | float]
 """Named values of a step. Tensors stay on their device until they are logged: reading one waits for the device."""
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-
-Drawn = tuple[Tensor, Tensor, torch.Generator]
-"""A batch before it goes to the device: lr and hr (B, T, H, W, 3) uint8, and the generator of its step."""
-
-DRAWN_AHEAD = 3
-"""Batches that are cut from the packed data while a step is computed, each by a thread of its own."""
 
 Bounds = dict[str, tuple[float, float]]
 BOUNDS: Bounds = {
@@ -125,26 +117,6 @@ class TrainSettings:
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """lr (B*T, 3, h, w) and hr (B*T, 3, H, W) in -1..1; noise draws of this step come from `generator` (CPU)."""
-
-    lr: Tensor
-    hr: Tensor
-    num_frames: int
-    generator: torch.Generator
-
-    def randn(self, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=self.generator).to(self.hr.device)
-
-    def rand(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator).to(self.hr.device)
-
-    def chance(self) -> float:
-        """One number of [0, 1), to draw a branch by."""
-        return float(torch.rand((), generator=self.generator))
-
-
 class Stage(ABC):
     """What one training stage is: networks, what of them learns, and the loss of a batch."""
 
@@ -224,7 +196,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.step = 0
         self.seconds = 0.0
-        self._pending: dict[int, Future[Drawn]] = {}
+        self.batches = Batches(data, settings, self.processes)
 
     def _what_decides(self, options: dict[str, Any]) -> dict[str, Any]:
         """All that a resumed run must have in common with what it goes on from, as it reads back from a file."""
@@ -245,9 +217,9 @@ class Trainer:
             raise SettingsError(f"the processes of this training do not see the same {self.folder}: give --out on a "
                                 "folder that all machines share")
         started = time.monotonic() - self.seconds
-        with ThreadPoolExecutor(DRAWN_AHEAD) as pool:
+        with self.batches.drawn_ahead():
             while self.step < self.settings.steps and self.seconds < self.settings.minutes * 60:
-                values = self._optimise(pool)
+                values = self._optimise()
                 self.step += 1
                 self.seconds = self.processes.from_first(time.monotonic() - started)
                 if self.step % self.settings.log_every == 0:
@@ -257,14 +229,14 @@ class Trainer:
         self._checkpoint()
         return self._finish()
 
-    def _optimise(self, pool: ThreadPoolExecutor) -> Curves:
+    def _optimise(self) -> Curves:
         progress = max(self.step / self.settings.steps, self.seconds / 60 / self.settings.minutes)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * self._rate(progress)
         values: Curves = {}
         batch = None
         for part in range(self.settings.accumulate):
-            batch = self._to_device(self._drawn(self.step * self.settings.accumulate + part, pool))
+            batch = self.batches.next(self.step, part)
             with self._autocast():
                 losses = self.stage.losses(batch)
                 total = torch.stack([loss.float() for loss in losses.values()]).sum() / self.settings.accumulate
@@ -299,37 +271,6 @@ class Trainer:
         warm = min(1.0, (self.step + 1) / max(self.settings.warmup, 1))
         start = self.settings.decay_from
         return warm if progress <= start else warm * max((1 - progress) / (1 - start), 0.02)
-
-    def _drawn(self, number: int, pool: ThreadPoolExecutor) -> Drawn:
-        """Batch `number` of this process; those after it are on their way when it returns."""
-        last = self.settings.steps * self.settings.accumulate
-        for following in range(number, min(number + DRAWN_AHEAD + 1, last)):
-            if following not in self._pending:
-                step, part = divmod(following, self.settings.accumulate)
-                rank = part * self.processes.count + self.processes.rank
-                self._pending[following] = pool.submit(self._draw, step, rank)
-        return self._pending.pop(number).result()
-
-    def _draw(self, step: int, part: int) -> Drawn:
-        # Everything random follows from (seed, step, part), so a resumed run draws what it would have drawn.
-        rng = np.random.default_rng([self.settings.seed, step, part])
-        s = self.settings
-        pictures = (torch.from_numpy(x) for x in self.data.sample(rng, s.batch, s.crop, s.frames, flip=True))
-        lr, hr = (x.pin_memory() if self.device.type == "cuda" else x for x in pictures)
-        return lr, hr, torch.Generator().manual_seed(int(rng.integers(2**63)))
-
-    def _batch(self, step: int, part: int) -> Batch:
-        return self._to_device(self._draw(step, part))
-
-    def _to_device(self, drawn: Drawn) -> Batch:
-        lr, hr, generator = drawn
-        s = self.settings
-        return Batch(self._pixels(lr), unsharp_mask(self._pixels(hr), s.sharpen).clamp(-1, 1), s.frames, generator)
-
-    def _pixels(self, frames: Tensor) -> Tensor:
-        """(B, T, H, W, 3) uint8 -> (B*T, 3, H, W) in -1..1."""
-        x = frames.to(self.device, non_blocking=True).flatten(0, 1).permute(0, 3, 1, 2)
-        return x.float().div_(127.5).sub_(1)
 
     def _autocast(self) -> Any:
         dtype = self.settings.autocast_dtype
@@ -413,7 +354,7 @@ class Trainer:
     def _strip(self) -> None:
         """Write a strip of pictures of one fixed batch (what the stage shows, side by side)."""
         with self._autocast():
-            rows = self.stage.sample(self._batch(2**31, 0))
+            rows = self.stage.sample(self.batches.fixed(2**31, 0))
         if not rows:
             return
         from PIL import Image
@@ -431,7 +372,7 @@ class Trainer:
         self.ema.copy_to(self.parameters)
         counter = iter(range(10**6))
         with torch.no_grad(), self._autocast():
-            extra = self.stage.finish(lambda: self._batch(2**31 + 1, next(counter)))
+            extra = self.stage.finish(lambda: self.batches.fixed(2**31 + 1, next(counter)))
         record = {"stage": self.stage.name, "steps": self.step, "seconds": round(self.seconds), **extra,
                   "options": self.options,
                   "data": [_without_path(source) for source in self.data.meta.get("sources", [])],

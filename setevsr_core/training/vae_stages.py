@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..networks.temporal_vae import TemporalVAE
+from .batches import Batch
 from .losses import (
     PatchDiscriminator,
     PerceptualLoss,
@@ -20,7 +21,7 @@ from .losses import (
     kl_to_standard_normal,
 )
 from .processes import Processes
-from .trainer import Batch, Curves, Stage, learn_alone
+from .trainer import Curves, Stage, learn_alone
 
 
 def enlarge(lr: Tensor, hr: Tensor) -> Tensor:
