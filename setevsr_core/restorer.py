@@ -151,6 +151,8 @@ class Restorer:
         The settings and the text are checked here and now, the frames as they come.
         """
         checked = self.settings(**settings)
+        if not isinstance(frames, Iterable | Tensor):
+            raise InputError(f"frames must be an iterable of tensors (H,W,3) or (H,W,4), got {type(frames).__name__}")
         return self._blocks(frames, checked, num_frames, text, progress, check_cancel, resume, on_carry)
 
     def fingerprint(self, *, text: Tensor | None = None, **chosen: Any) -> str:

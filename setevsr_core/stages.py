@@ -75,6 +75,9 @@ def check_frames(frames: Any, channels: tuple[int, ...] = (3,), first_index: int
         raise InputError(f"there are no frames to restore: the batch has the shape {tuple(frames.shape)}")
     if not frames.is_floating_point():
         raise InputError(f"frames must be floating point in 0..1, got {frames.dtype}; divide 8-bit values by 255")
+    if frames.is_meta or frames.layout != torch.strided:
+        kind = "on the meta device, without values" if frames.is_meta else f"of the layout {frames.layout}"
+        raise InputError(f"frames must be a dense tensor with values, got one {kind}")
     for index, frame in enumerate(frames, first_index):  # one at a time: no copy of the whole video
         check_frame(frame, index)
 

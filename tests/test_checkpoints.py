@@ -536,6 +536,18 @@ def test_presets_are_listed_by_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert checkpoints.list_presets() == ["a", "b"]
     with pytest.raises(CheckpointError, match="no preset 'c'; installed presets: a, b"):
         checkpoints.load_preset("c")
+    with pytest.raises(CheckpointError, match="a name or a folder, got None; installed presets: a, b"):
+        checkpoints.load_preset(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a CUDA device that is not there")
+@pytest.mark.parametrize("load", [
+    lambda: checkpoints.load_denoiser(filled(Denoiser(TINY)).state_dict(), head_dim=8, device="cuda"),
+    lambda: checkpoints.load_temporal_vae(filled(TemporalVAE(TINY_VAE)).state_dict(), device="cuda"),
+])
+def test_a_device_that_is_not_there_is_named(load: Any) -> None:
+    with pytest.raises(SettingsError, match="device is 'cuda', which cannot compute here"):
+        load()
 
 
 # ---- files that are something else ----------------------------------------------------------------------------------

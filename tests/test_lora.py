@@ -234,6 +234,12 @@ def test_strength_is_checked(strength: Any, base: State) -> None:
         lora.apply_loras(base, [(kohya(LINEAR, *pairs(base)[LINEAR]), strength)])
 
 
+@pytest.mark.parametrize("given", ["file.safetensors", ("file.safetensors",), None])
+def test_what_is_no_pair_of_file_and_strength_is_named(given: Any, base: State) -> None:
+    with pytest.raises(SettingsError, match=r"pairs \(file, strength\)"):
+        lora.apply_loras(base, [given])
+
+
 def test_convert_merges_a_lora_and_an_empty_prompt(base: State, tmp_path: Path) -> None:
     from setevsr_core import cli
 

@@ -272,6 +272,12 @@ def test_stream_refuses_bad_frames_by_number(restorer: Restorer) -> None:
         list(restorer.stream([good, good, good * float("nan")], scale=1, steps=0))
     with pytest.raises(InputError, match="video is empty"):
         list(restorer.stream([]))
+    with pytest.raises(InputError, match="iterable of tensors.*NoneType"):
+        restorer.stream(None)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="meta device"):
+        restorer.restore(torch.empty(2, 16, 16, 3, device="meta"))
+    with pytest.raises(InputError, match="sparse"):
+        restorer.restore(torch.zeros(2, 16, 16, 3).to_sparse())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..devices import usable_device
 from ..errors import CheckpointError, SettingsError
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def build(make: Callable[..., Module], tensors: Mapping[str, Tensor], *, name: s
     with buildable_sizes(name):
         expected = shapes_of(make(ops=nn, dtype=torch.float32, device="meta").state_dict())
     new = check(expected, tensors, name, fresh)
+    device = weights_device(device)
     dtype = chosen_dtype(dtype, tensors.values(), device)
     network = make(ops=ops, dtype=dtype, device="meta")
     # One tensor at a time: what is converted or moved is copied once, what is not stays a view of the file.
@@ -128,6 +130,14 @@ def refuse_damaged(weights: Mapping[str, Tensor], name: str) -> None:
             f"{name} is damaged: {len(bad)} tensors hold NaN or infinite values, such as {some(bad)}; download it "
             "again, or load it in bfloat16 or float32 if float16 was asked for."
         )
+
+
+def weights_device(device: Any) -> torch.device:
+    """Where weights are to lie: a device that computes here, or `meta`, which keeps their shapes alone.
+
+    Errors: SettingsError for any other.
+    """
+    return torch.device("meta") if str(device) == "meta" else usable_device(device)
 
 
 def chosen_dtype(dtype: Any, tensors: Collection[Tensor], device: Any) -> torch.dtype:

@@ -128,7 +128,7 @@ def apply_loras(tensors: Mapping[str, Tensor], loras: Iterable[LoRA]) -> dict[st
     strength: any finite number, 1 as trained, 0 no change, negative values subtract.
     """
     changed = dict(tensors)
-    for source, strength in loras:
+    for source, strength in map(_pair, loras):
         check_strength(strength)
         name, updates = read_lora(source, {key: tuple(value.shape) for key, value in changed.items()})
         for key, entry in updates.items():
@@ -137,6 +137,12 @@ def apply_loras(tensors: Mapping[str, Tensor], loras: Iterable[LoRA]) -> dict[st
                 changed[key] = (weight.float() + strength * entry.delta(weight.shape)).to(weight.dtype)
         log.info("%s: %d layers changed with strength %g", name, len(updates), strength)
     return changed
+
+
+def _pair(given: Any) -> LoRA:
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes) or len(given) != 2:
+        raise SettingsError(f"loras must be pairs (file, strength), got {given!r}")
+    return given[0], given[1]
 
 
 def check_strength(strength: Any) -> None:

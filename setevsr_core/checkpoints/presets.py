@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,9 @@ def list_presets() -> list[str]:
 
 def preset_folder(preset: str | Path) -> Path:
     """The folder of a preset given by name or by path."""
+    if not isinstance(preset, str | os.PathLike):
+        raise CheckpointError(f"A preset is a name or a folder, got {preset!r}; installed presets: "
+                              f"{', '.join(list_presets()) or 'none'}.")
     named, given = PRESETS / str(preset), Path(preset).expanduser()
     for folder in (named, given):
         if (folder / "config.json").is_file():

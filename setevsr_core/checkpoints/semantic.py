@@ -10,7 +10,17 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..networks.semantic_encoder import SAM2_SIZES, SemanticEncoder, SemanticEncoderConfig
-from .building import Shapes, buildable_sizes, check, chosen_dtype, reading_sizes, refuse_damaged, shapes_of, side
+from .building import (
+    Shapes,
+    buildable_sizes,
+    check,
+    chosen_dtype,
+    reading_sizes,
+    refuse_damaged,
+    shapes_of,
+    side,
+    weights_device,
+)
 from .files import Source, TensorFile, open_source
 from .native import stored_config
 from .registry import COMPONENTS, SEMANTIC, find
@@ -34,6 +44,7 @@ def load_semantic_encoder(source: Source | TensorFile, *, dtype: torch.dtype | N
     stored = stored_config(file)
     config = (SemanticEncoderConfig.from_dict(stored) if stored is not None
               else read_config(shapes_of(tensors), file.name))
+    device = weights_device(device)
     dtype = chosen_dtype(dtype, tensors.values(), device)
     # Built on the CPU: Hiera computes numbers while it is constructed, which meta tensors do not allow.
     with buildable_sizes(file.name):

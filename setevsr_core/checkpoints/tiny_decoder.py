@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, require
-from .building import check, shapes_of
+from .building import check, shapes_of, weights_device
 from .files import Source, TensorFile, open_source
 from .registry import describe
 from .strangers import is_tiny_decoder
@@ -53,7 +53,7 @@ def load_tiny_decoder(source: Source | TensorFile, *, latent_channels: int = 4, 
             upsampling_scaling_factor=2, act_fn="relu", upsample_fn="nearest",
         )  # fmt: skip
     check(shapes_of(network.state_dict()), tensors, file.name, lambda _: False)
-    wanted = network.state_dict()
+    device, wanted = weights_device(device), network.state_dict()
     network.load_state_dict({key: tensors[key].to(device, torch.float32) for key in wanted}, assign=True)
     return TinyDecoder(network).eval().requires_grad_(False)
 

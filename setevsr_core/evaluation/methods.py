@@ -188,15 +188,23 @@ class Upscaler:
 
     def _load(self) -> Any:
         if self._model is None:
-            spandrel = require("spandrel", purpose="an upscaler file as a method")
-            try:
-                model = spandrel.ModelLoader(device=self.device or "cpu").load_from_file(self.path)
-            except Exception as error:  # noqa: BLE001 - it raises whatever the file makes it stumble over
-                raise CheckpointError(f"'{self.path}' is no upscaler that spandrel can load: {error}") from error
-            if not isinstance(model, spandrel.ImageModelDescriptor) or model.input_channels != 3:
-                raise CheckpointError(f"'{self.path}' is no network that takes an RGB picture and gives one")
-            self._model = model.eval()
+            self._model = load_upscaler(self.path, self.device or "cpu")
         return self._model
+
+
+def load_upscaler(path: Path, device: str) -> Any:
+    """spandrel's descriptor of a network file, callable on RGB pictures (N, 3, h, w) in 0..1.
+
+    Errors: CheckpointError for a file that it does not know, or of another kind.
+    """
+    spandrel = require("spandrel", purpose="an upscaler file as a method")
+    try:
+        model = spandrel.ModelLoader(device=device).load_from_file(path)
+    except Exception as error:  # noqa: BLE001 - it raises whatever the file makes it stumble over
+        raise CheckpointError(f"'{path}' is no upscaler that spandrel can load: {error}") from error
+    if not isinstance(model, spandrel.ImageModelDescriptor) or model.input_channels != 3:
+        raise CheckpointError(f"'{path}' is no network that takes an RGB picture and gives one")
+    return model.eval()
 
 
 @torch.inference_mode()
