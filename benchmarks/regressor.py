@@ -7,6 +7,7 @@ The network is Real-ESRGAN's compact one (3x3 convolutions and PReLU on the low-
 end), frame by frame, with about as many weights as nano's decoder. `spandrel` knows it by its keys, so the result is
 a method of `setevsr evaluate`, and ComfyUI's own "Load Upscale Model" takes it. PACK is a folder of `setevsr pack`; the
 losses are those of the stage `vae`: L1 and LPIPS (VGG) on random windows. An interrupted run in RUN is resumed.
+--teacher FILE aims at what a finished upscaler makes of the degraded frames, in place of the clean ones.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from setevsr_core.errors import require
+from setevsr_core.errors import SettingsError, require
+from setevsr_core.evaluation.methods import load_upscaler
 from setevsr_core.networks.initialise import start_inner
 from setevsr_core.training.batches import Batch
 from setevsr_core.training.data import PackedDataset
@@ -56,9 +59,10 @@ class RegressorStage(PictureStage):
 
     name = "regressor"
 
-    def __init__(self, network: nn.Module, pixel_loss: PixelLoss, adversary: Adversary | None = None):
+    def __init__(self, network: nn.Module, pixel_loss: PixelLoss, adversary: Adversary | None = None,
+                 teacher: nn.Module | None = None):
         super().__init__({"regressor": network}, pixel_loss, adversary)
-        self.network = network
+        self.network, self.teacher = network, teacher
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.network.parameters())
@@ -68,17 +72,35 @@ class RegressorStage(PictureStage):
         frames = ((lr + 1) / 2).contiguous(memory_format=torch.channels_last)
         return self.network(frames).float() * 2 - 1
 
+    def aimed(self, batch: Batch) -> Batch:
+        """The batch with the frames that the network is to make: the teacher's in place of the clean ones."""
+        if self.teacher is None:
+            return batch
+        with torch.no_grad():
+            return replace(batch, hr=self.teacher((batch.lr + 1) / 2).float().clamp(0, 1) * 2 - 1)
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        return self.picture_losses(self.predict(batch.lr), batch)
+        return self.picture_losses(self.predict(batch.lr), self.aimed(batch))
 
     @torch.no_grad()
     def finish(self, next_batch: Any) -> dict[str, Any]:
         """L1 of the averaged weights on fixed batches, to compare runs."""
-        batches = [next_batch() for _ in range(8)]
+        batches = [self.aimed(next_batch()) for _ in range(8)]
         return {"final_l1": sum(float(F.l1_loss(self.predict(b.lr), b.hr)) for b in batches) / len(batches)}
 
     def sample(self, batch: Batch) -> list[Tensor]:
-        return [enlarge(batch.lr, batch.hr), self.predict(batch.lr), batch.hr]
+        return [enlarge(batch.lr, batch.hr), self.predict(batch.lr), self.aimed(batch).hr]
+
+
+def load_teacher(path: Path, scale: int, device: torch.device) -> nn.Module:
+    """The network of an upscaler file, RGB in 0..1 -> RGB `scale` times as large.
+
+    Errors: CheckpointError for another file, SettingsError for another scale.
+    """
+    model = load_upscaler(path, str(device))
+    if model.scale != scale:
+        raise SettingsError(f"'{path}' enlarges by {model.scale}, the pack's scale is {scale}")
+    return model.model.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def save(stage: Stage, folder: Path, record: dict[str, Any]) -> None:
@@ -95,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("pack", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="run folder; an interrupted run there is resumed")
     parser.add_argument("--start", type=Path, help="a regressor.safetensors to go on from, in a run of its own")
+    parser.add_argument("--teacher", type=Path, help="an upscaler that spandrel knows, of the pack's scale")
     parser.add_argument("--vgg", type=Path, help="VGG16 convolutions as safetensors; else torchvision's are fetched")
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop at the first step past so many")
@@ -136,7 +159,8 @@ def main(argv: list[str] | None = None) -> None:
     adversary = None
     if args.gan_weight:
         adversary = Adversary(args.gan_weight, 0, args.learning_rate, processes.device, args.gan_channels)
-    stage = RegressorStage(network, loss, adversary)
+    teacher = load_teacher(args.teacher, data.scale, processes.device) if args.teacher else None
+    stage = RegressorStage(network, loss, adversary, teacher)
     record = Trainer(stage, data, settings, args.out, save, processes, recorded(args)).run()
     weights = sum(p.numel() for p in network.parameters())
     print(f"{args.out / 'regressor.safetensors'}: {weights / 1e6:.2f} million weights, {record['steps']} steps in "

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from benchmarks import ablation, denoiser_step, device_timing, kernels, measuring, regressor, sampling, steadying, tiles
 from setevsr_core import Restorer
@@ -26,6 +26,7 @@ from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.vae_stages import PixelLoss
 
 from .tiny_networks import tiny_vae
+from .training_helpers import compact_upscaler
 
 
 # ---- the regressor --------------------------------------------------------------------------------------------------
@@ -51,6 +52,14 @@ def test_the_regressor_trains_and_is_a_method_of_evaluate(packed: Path, tmp_path
                     str(weights)])  # fmt: skip
     before, after = load_file(weights), load_file(tmp_path / "on" / "regressor.safetensors")
     assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+    regressor.main([*command, "--out", str(tmp_path / "taught"), "--steps", "1", "--learning-rate", "0", "--start",
+                    str(weights), "--teacher", str(weights)])  # fmt: skip
+    taught = json.loads((tmp_path / "taught" / "record.json").read_text())
+    assert taught["final_l1"] < 0.01 * record["final_l1"]  # its own teacher: only what leaves 0..1 differs
+    save_file(compact_upscaler(width=8, inner=2, scale=2), tmp_path / "twice.safetensors")
+    with pytest.raises(SettingsError, match="twice.safetensors' enlarges by 2, the pack's scale is 4"):
+        regressor.main([*command, "--out", str(tmp_path / "not"), "--teacher", str(tmp_path / "twice.safetensors")])
 
 
 def test_the_regressor_starts_by_repeating_pixels_and_its_losses_reach_every_layer() -> None:
