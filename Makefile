@@ -13,6 +13,9 @@ PIP    := $(PY) -m pip --disable-pip-version-check install --quiet --no-compile 
 STAMPS := $(VENV)/.stamps
 TORCH  := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
 
+# Byte code is kept, whatever the environment says: without it every process of a test compiles torch anew.
+export PYTHONDONTWRITEBYTECODE =
+
 .DEFAULT_GOAL := demo
 .PHONY: setup demo test lint clean distclean
 
