@@ -20,7 +20,9 @@ def sampling_choices(*, steps: int, sampler: str, strength: float) -> dict[str, 
 
 
 def cut_choice(scene_cuts: str) -> str | tuple[int, ...]:
-    """`cuts` for the core: found while reading, or none at all. A link may bring any text; `SettingsError` for others."""
+    """`cuts` for the core: found while reading, or none at all. `SettingsError` for any other text, which a link may
+    bring.
+    """
     if scene_cuts not in SCENE_CUTS:
         raise SettingsError(f"scene_cuts must be one of {', '.join(SCENE_CUTS)}, got {scene_cuts!r}")
     return "auto" if scene_cuts == "auto" else ()

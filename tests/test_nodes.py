@@ -731,6 +731,8 @@ def test_mixed_up_inputs_are_refused_in_one_sentence(
         denoise(handles["denoiser"], {"samples": torch.zeros(4, 4, 8, 8)}, **SAMPLING)
     with pytest.raises(wrong, match="do not cut, repeat or resize"):
         decode({**latents, "samples": latents["samples"][:2]}, segments, handles["vae"])
+    with pytest.raises(part(pack, "setevsr_core.errors").SettingsError, match="fusion is nan"):
+        decode(latents, segments, handles["vae"], float("nan"))
     with pytest.raises(wrong, match="not decoded yet"):
         nodes["SeTeVSRStitchSegments"].execute(segments)
     with pytest.raises(wrong, match="no semantic encoder; connect 'Load SAM2 Encoder'"):
