@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..setevsr_core.errors import SettingsError
 from ..setevsr_core.settings import RestoreSettings, resolve_settings
-from .widgets import DECODER_ONLY, PRESETS_OWN
+from .widgets import DECODER_ONLY, PRESETS_OWN, SCENE_CUTS
 
 
 def sampling_choices(*, steps: int, sampler: str, strength: float) -> dict[str, Any]:
@@ -19,7 +20,11 @@ def sampling_choices(*, steps: int, sampler: str, strength: float) -> dict[str, 
 
 
 def cut_choice(scene_cuts: str) -> str | tuple[int, ...]:
-    """`cuts` for the core: found while reading, or none at all."""
+    """`cuts` for the core: found while reading, or none at all. `SettingsError` for any other text, which a link may
+    bring.
+    """
+    if scene_cuts not in SCENE_CUTS:
+        raise SettingsError(f"scene_cuts must be one of {', '.join(SCENE_CUTS)}, got {scene_cuts!r}")
     return "auto" if scene_cuts == "auto" else ()
 
 

@@ -63,6 +63,12 @@ def own_folders() -> list[Path]:
     return [Path(folder) for folder in folder_paths.get_folder_paths(MODELS)]
 
 
+def own_stamp() -> int:
+    """Changes when a file directly in our own folders does, comes or goes: the newest of their time stamps."""
+    found = [path for folder in own_folders() if folder.is_dir() for path in (folder, *folder.iterdir())]
+    return max((path.stat().st_mtime_ns for path in found if path.exists()), default=0)
+
+
 def own_folder() -> Path:
     """The folder a user should put weight files into."""
     return Path(folder_paths.get_folder_paths(MODELS)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -214,7 +215,11 @@ class LoadLoRA(io.ComfyNode):
 def with_lora(denoiser: ComponentHandle, path: str, strength: float) -> ComponentHandle:
     """The denoiser with a LoRA as a patch: ComfyUI adds it when it loads the weights and takes it out again."""
     from ..setevsr_core.checkpoints import lora
+    from ..setevsr_core.errors import SettingsError
     from .native_model import PREFIX
+
+    if not math.isfinite(strength):
+        raise SettingsError(f"The strength of a LoRA is {strength}; it must be a finite number.")
 
     shapes = {key: tuple(value.shape) for key, value in denoiser.module.state_dict().items()}
     _, updates = lora.read_lora(path, shapes)

@@ -50,6 +50,10 @@ class Measure(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> int:
+        return folders.own_stamp()
+
+    @classmethod
     def execute(
         cls, result: torch.Tensor, truth: torch.Tensor | None = None, figures: str = ", ".join(FIGURES)
     ) -> io.NodeOutput:

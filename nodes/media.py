@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..setevsr_core.errors import InputError, require
 from ..setevsr_core.video.reading import VideoReader
+from ..setevsr_core.video.source import video_errors
 from ..setevsr_core.video_job import Footage, footage_of
 from . import checks, compat
 
@@ -82,13 +83,14 @@ def write_sound(audio: Mapping[str, Any]) -> Path | None:
     Up to six channels are kept, seven and eight are mixed to 5.1, since PyAV, with which ComfyUI would read them again,
     reads beyond the planes of eight; more are mixed to one. A rate that AAC does not know becomes the next it does.
     """
-    from ..setevsr_core.video.recoding import USUAL_LAYOUTS, encodable_rate
+    from ..setevsr_core.video.recoding import USUAL_LAYOUTS
     from .upscale import temporary_path
 
-    av = require("av", "av", "writing sound")
     waveform, rate = audio["waveform"], int(audio["sample_rate"])
     if waveform.ndim != 3 or 0 in waveform.shape[:2]:
         raise InputError(f"The video's sound has the shape {tuple(waveform.shape)}; it must be (1, channels, samples).")
+    if rate < 1:
+        raise InputError(f"The video's sound has a sample rate of {rate}; it must be at least 1 per second.")
     if not waveform.shape[2]:
         return None
     if not waveform.isfinite().all():
@@ -98,6 +100,21 @@ def write_sound(audio: Mapping[str, Any]) -> Path | None:
     if layout is None:
         samples, layout = samples.mean(0, keepdim=True), "mono"
     path = temporary_path("sound", ".m4a")
+    try:
+        with video_errors(str(path), "cannot be written"):
+            _encode_sound(path, samples, layout, rate)
+    except BaseException:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _encode_sound(path: Path, samples: Tensor, layout: str, rate: int) -> None:
+    """Samples (channels, N) in FFmpeg's `layout` as an AAC file."""
+    from ..setevsr_core.video.recoding import encodable_rate
+
+    av = require("av", "av", "writing sound")
     with av.open(str(path), mode="w", format="mp4") as container:
         written = layout if samples.shape[0] <= 6 else "5.1"
         stream = container.add_stream("aac", rate=encodable_rate("aac", rate), layout=written)
@@ -107,4 +124,3 @@ def write_sound(audio: Mapping[str, Any]) -> Path | None:
             frame.sample_rate, frame.pts, frame.time_base = rate, begin, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    return path

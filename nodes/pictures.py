@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -67,6 +68,8 @@ def compare(
     """
     if direction not in ("row", "column"):
         raise SettingsError(f"direction is {direction!r}; choose row or column")
+    if not all(math.isfinite(value) for value in (zoom, *centre)):
+        raise SettingsError(f"zoom is {zoom} and the centre {centre}; they must be finite numbers")
     count = max(len(picture) for picture in pictures)
     for picture, label in zip(pictures, labels, strict=True):
         if len(picture) not in (1, count):

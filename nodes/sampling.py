@@ -210,15 +210,16 @@ def join_spans(latents: list[dict[str, Any]]) -> LatentNote:
     from .native_model import LATENT_FACTOR
 
     spans = {entry[SPAN_KEY].index: entry for entry in latents if isinstance(entry.get(SPAN_KEY), SpanNote)}
-    if not spans or len(spans) != len(latents):
+    if not latents or any(not isinstance(entry.get(SPAN_KEY), SpanNote) for entry in latents):
         raise InputError(
             "These latents are no segments of 'Sampling Conditioning'; connect the sampler that ran on its latents."
         )
     note = next(iter(spans.values()))[SPAN_KEY].note
-    if set(spans) != set(range(len(note.spans))) or any(entry[SPAN_KEY].note is not note for entry in latents):
+    whole = len(latents) == len(spans) == len(note.spans)  # none twice, none missing
+    if not whole or any(entry[SPAN_KEY].note is not note for entry in latents):
         raise InputError(
-            f"{len(latents)} segments came, but the video has {len(note.spans)}; connect one sampler that ran on all "
-            "latents of one 'Sampling Conditioning'."
+            f"{len(latents)} segments came ({len(spans)} different ones), but the video has {len(note.spans)}; "
+            "connect one sampler that ran on all latents of one 'Sampling Conditioning'."
         )
     parts = []
     for index, span in enumerate(note.spans):

@@ -51,6 +51,7 @@ class SplitSegments(io.ComfyNode):
         from ..setevsr_core.video.scenes import detect_cuts
         from ..setevsr_core.video.segments import plan_spans
         from ..setevsr_core.video.steadying import steady_video
+        from .choices import cut_choice
         from .progress import NodeProgress
 
         checks.require_frames(images)
@@ -64,7 +65,8 @@ class SplitSegments(io.ComfyNode):
         def averaged(done: int, total: int) -> None:
             progress.report(share + (1 - share) * done / total)
 
-        cuts = detect_cuts(searched()) if scene_cuts == "auto" else ()
+        wanted = cut_choice(scene_cuts)
+        cuts = detect_cuts(searched()) if isinstance(wanted, str) else wanted
         spans = plan_spans(len(images), length, overlap, cuts)
         require_room(SegmentSet(images, spans, scale, VideoIdentity.of(images)))
         frames = steady_video(images, steady, cuts, averaged)

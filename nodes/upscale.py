@@ -298,8 +298,7 @@ def unfinished_folder() -> Iterator[Path]:
 
     from ..setevsr_core.video.journal import drop_abandoned
 
-    folder = Path(folder_paths.get_output_directory()) / UNFINISHED
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(Path(folder_paths.get_output_directory()) / UNFINISHED, "--output-directory")
     for old in drop_abandoned(folder, KEPT_DAYS):
         log.warning("SeTe-VSR: unfinished work '%s' was not continued for %d days and is dropped", old, KEPT_DAYS)
     try:
@@ -313,9 +312,22 @@ def temporary_path(label: str, ending: str = ".mp4") -> Path:
     """A fresh file name in ComfyUI's temporary folder, which ComfyUI empties when it starts."""
     import folder_paths
 
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(Path(folder_paths.get_temp_directory()), "--temp-directory")
     return folder / f"setevsr_{label}_{uuid.uuid4().hex[:12]}{ending}"
+
+
+def made_folder(folder: Path, option: str) -> Path:
+    """The folder, made if need be; `VideoError` that names ComfyUI's option for another one."""
+    from ..setevsr_core.errors import VideoError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VideoError(
+            f"The folder '{folder}' cannot be made: {error.strerror}; start ComfyUI with {option} and one that can be "
+            "written."
+        ) from error
+    return folder
 
 
 NODES = [UpscaleVideo, UpscaleImages]

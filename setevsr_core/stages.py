@@ -254,9 +254,11 @@ def decode_span(
     `encode_latents(keep_features=True)` kept for these frames; None computes them again (same bits, less memory).
     tile: latents along one side of the VAE's tiles, each of which computes its own features; 0 for whole frames.
     steady_result: radius by which the pictures are averaged with each other along their motion (`steadying.steady`).
-    Errors: InputError when latents and frames do not belong together.
+    Errors: InputError when latents and frames do not belong together, SettingsError for a fusion outside 0..1.
     """
     check_frames(frames)
+    if not 0 <= fusion <= 1:
+        raise SettingsError(f"fusion is {fusion}; it must be a number from 0 to 1")
     device = device if device is not None else module_device(vae)
     size = target_size(frames.shape[1], frames.shape[2], scale)
     _check_latents(vae, latents, frames, size)

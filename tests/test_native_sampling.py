@@ -258,8 +258,12 @@ def test_mixed_up_native_inputs_are_refused(
     with pytest.raises(wrong, match="not a SeTe-VSR denoiser"):
         condition(handles["vae"].patcher, stages["latents"])
     positive, _, latents = condition(model, stages["latents"]).result
-    with pytest.raises(wrong, match="1 segments came, but the video has 2"):
+    with pytest.raises(wrong, match="1 segments came .1 different ones., but the video has 2"):
         join(latents[:1])
+    with pytest.raises(wrong, match="2 segments came .1 different ones., but the video has 2"):
+        join([latents[0], latents[0]])
+    with pytest.raises(part(pack, "setevsr_core.errors").SettingsError, match="strength of a LoRA is nan"):
+        part(pack, "nodes.loaders").with_lora(handles["denoiser"], "any.safetensors", float("nan"))
     with pytest.raises(wrong, match="no segments of 'Sampling Conditioning'"):
         join([stages["latents"]])
     with pytest.raises(wrong, match="do not cut, repeat or resize"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -578,8 +579,6 @@ def test_smaller_tiles_keep_what_was_finished_in_memory(
 def test_a_preset_that_changed_on_disk_makes_a_result_stale(
     node_id: str, nodes: dict[str, Any], pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-
     (tmp_path / "config.json").write_text("{}", "utf-8")
     monkeypatch.setattr(part(pack, "nodes.folders"), "preset_folder", lambda name: tmp_path)
     before = nodes[node_id].fingerprint_inputs("mine", scale=None)
@@ -590,8 +589,6 @@ def test_a_preset_that_changed_on_disk_makes_a_result_stale(
 
 def test_a_choice_that_a_link_brings_is_no_reason_to_run_again(nodes: dict[str, Any], tmp_path: Path) -> None:
     """ComfyUI gives None for linked inputs here; an error would make every result stale."""
-    import os
-
     import folder_paths
 
     folder = Path(folder_paths.get_folder_paths("setevsr")[0]) / "linked"
@@ -613,6 +610,21 @@ def test_a_choice_that_a_link_brings_is_no_reason_to_run_again(nodes: dict[str, 
     assert all(now > then for now, then in zip(stamps(), before, strict=True))
     changing[1].unlink()
     folder.rmdir()
+
+
+def test_figures_whose_weights_came_later_are_measured(nodes: dict[str, Any]) -> None:
+    """'Not measured: no file ...' would stay for ever if ComfyUI took the table for that of a run before."""
+    import folder_paths
+
+    folder = Path(folder_paths.get_folder_paths("setevsr")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    before = nodes["SeTeVSRMeasure"].fingerprint_inputs(figures=None)
+    assert nodes["SeTeVSRMeasure"].fingerprint_inputs(figures=None) == before
+    weights = folder / "alexnet_features.safetensors"
+    weights.write_bytes(b"")
+    os.utime(weights, ns=(1, 2**62))
+    assert nodes["SeTeVSRMeasure"].fingerprint_inputs(figures=None) != before
+    weights.unlink()
 
 
 def full_size(pack: ModuleType, kind: str, name: str) -> Any:
@@ -719,6 +731,8 @@ def test_mixed_up_inputs_are_refused_in_one_sentence(
         denoise(handles["denoiser"], {"samples": torch.zeros(4, 4, 8, 8)}, **SAMPLING)
     with pytest.raises(wrong, match="do not cut, repeat or resize"):
         decode({**latents, "samples": latents["samples"][:2]}, segments, handles["vae"])
+    with pytest.raises(part(pack, "setevsr_core.errors").SettingsError, match="fusion is nan"):
+        decode(latents, segments, handles["vae"], float("nan"))
     with pytest.raises(wrong, match="not decoded yet"):
         nodes["SeTeVSRStitchSegments"].execute(segments)
     with pytest.raises(wrong, match="no semantic encoder; connect 'Load SAM2 Encoder'"):
@@ -801,8 +815,6 @@ def test_a_folder_that_another_pack_registered_keeps_its_endings(
 def test_own_preset_loads_by_name_and_is_read_again_when_it_changes(
     pack: ModuleType, nodes: dict[str, Any], handles: dict[str, Any]
 ) -> None:
-    import os
-
     checkpoints, folders = part(pack, "setevsr_core.checkpoints"), part(pack, "nodes.folders")
     folder = folders.own_folder() / "mine"
     folder.mkdir(parents=True)
@@ -1147,6 +1159,19 @@ def test_temporal_profile_shows_one_line_over_time(nodes: dict[str, Any]) -> Non
     assert [int(line.argmax()) for line in image[0, label:, :, 0]] == [0, 0, 10, 10, 20, 20]
     (both,) = nodes["SeTeVSRTemporalProfile"].execute(video, "a, a", second=video, direction="column").result
     assert both.shape[0] == 1 and both.shape[1] == label + 10
+
+
+def test_what_only_a_link_can_bring_is_refused(pack: ModuleType, nodes: dict[str, Any]) -> None:
+    """ComfyUI checks neither the range nor the choice of a value that comes over a link, and lets NaN pass."""
+    wrong, images = part(pack, "setevsr_core.errors").SettingsError, clip(3)
+    with pytest.raises(wrong, match="scene_cuts must be one of auto, off, got '1, 2'"):
+        nodes["SeTeVSRSplitSegments"].execute(images, 2.0, 3, 1, "1, 2")
+    with pytest.raises(wrong, match="scene_cuts"):
+        part(pack, "nodes.choices").cut_choice("Auto")
+    with pytest.raises(wrong, match="thickness is -3"):
+        nodes["SeTeVSRTemporalProfile"].execute(images, thickness=-3)
+    with pytest.raises(wrong, match="centre"):
+        nodes["SeTeVSRCompare"].execute(images, images, centre_x=float("nan"))
 
 
 def test_temporal_profile_refuses_pictures_and_unequal_videos(pack: ModuleType, nodes: dict[str, Any]) -> None:

@@ -8,12 +8,14 @@ import logging
 import os
 import signal
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from setevsr_core.errors import InputError, SettingsError, VideoError
 from setevsr_core.video.reading import VideoReader
@@ -180,6 +182,17 @@ def test_rgb_grey_and_transparent_sources(tmp_path: Path, pixel_format: str) -> 
     assert (read(path)[1] - 30 / 255).abs().max() <= 1.5 / 255
 
 
+def test_deep_grey_of_pictures_is_read_in_its_byte_order(tmp_path: Path) -> None:
+    """PNG and TIFF hold the high byte first."""
+    with av.open(str(tmp_path / "a.mov"), "w") as container:
+        stream = container.add_stream("png", rate=24)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "gray16be"
+        picture = av.VideoFrame.from_ndarray(np.full((16, 16), 1000, np.uint16), format="gray16le")
+        container.mux(stream.encode(picture.reformat(format="gray16be")))
+        container.mux(stream.encode(None))
+    assert float((read(tmp_path / "a.mov") - 1000 / 65535).abs().max()) < 1e-5
+
+
 def test_rgb_sources_are_copied_in_limited_range(tmp_path: Path) -> None:
     """RGB that says "full range" is no wish for full-range Y'CbCr, which many players show with wrong contrast."""
     with av.open(str(tmp_path / "a.mov"), "w") as container:
@@ -231,6 +244,23 @@ def test_rotation_is_applied(tmp_path: Path, matrix: tuple[int, ...], turns: int
         frames = torch.stack(list(reader))
     # Tag 90 degrees clockwise (first case) is what phones write for upright pictures of a sensor lying on its side.
     assert torch.equal(frames, torch.rot90(upright, turns, (1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((-ONE, 0, 0, 0, ONE, 0), lambda clip: clip.flip(2)),
+        ((ONE, 0, 0, 0, -ONE, 0), lambda clip: clip.flip(1)),
+        ((0, ONE, 0, ONE, 0, 0), lambda clip: clip.transpose(1, 2)),
+        ((0, -ONE, 0, -ONE, 0, 0), lambda clip: clip.transpose(1, 2).flip(1, 2)),
+    ],
+)
+def test_mirroring_is_applied(tmp_path: Path, matrix: tuple[int, ...], shown: Callable[[Tensor], Tensor]) -> None:
+    """Front cameras mark pictures so; mirrored left and right is not upside down."""
+    path = write(tmp_path / "a.mp4", gradient_frames(2), quality=4)
+    plain = read(path)
+    rotate_file(path, (*matrix, 0, 0, 1 << 30))
+    assert torch.equal(read(path), shown(plain))
 
 
 @pytest.mark.parametrize(

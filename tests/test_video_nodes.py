@@ -34,6 +34,37 @@ def run(name: str, nodes: dict[str, Any], handles: dict[str, Any], source: Path)
         return nodes[name].execute(video, "none needed", 1.0, scene_cuts="off", **settings, **handles).result[0]
 
 
+@pytest.mark.parametrize(("kind", "option"), [("output", "--output-directory"), ("temp", "--temp-directory")])
+def test_a_folder_of_comfyui_that_cannot_be_made_is_named(
+    kind: str, option: str, nodes: dict[str, Any], handles: dict[str, Any], pack: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import folder_paths
+
+    source, place = make_clip(tmp_path / "in.mp4", 3, (16, 24)), tmp_path / "a file"
+    place.write_bytes(b"")
+    monkeypatch.setattr(folder_paths, f"{kind}_directory", str(place / "folder"))
+    with pytest.raises(shared.part(pack, "setevsr_core.errors").VideoError, match=rf"a file.*cannot be made.*{option}"):
+        run("SeTeVSRUpscaleVideo", nodes, handles, source)
+
+
+def test_sound_of_the_graph_that_cannot_be_written_leaves_nothing(
+    pack: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import folder_paths
+
+    def full(path: Path, *_: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    media = shared.part(pack, "nodes.media")
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
+    monkeypatch.setattr(media, "_encode_sound", full)
+    with pytest.raises(shared.part(pack, "setevsr_core.errors").VideoError, match="sound.*cannot be written: No space"):
+        media.write_sound({"waveform": torch.zeros(1, 1, 4800), "sample_rate": 48000})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", NODES)
 def test_frames_keep_their_own_times(name: str, nodes: dict[str, Any], handles: dict[str, Any], tmp_path: Path) -> None:
     source, times = uneven_clip(tmp_path / "in.mkv")
@@ -87,9 +118,10 @@ def test_sound_of_the_graph_that_is_no_sound(pack: Any) -> None:
     temporary = Path(shared.part(pack, "nodes.upscale").temporary_path("x")).parent
     before = set(temporary.iterdir())
     assert media.write_sound({"waveform": torch.zeros(1, 2, 0), "sample_rate": 44100}) is None
-    for waveform in (torch.full((1, 2, 5000), torch.nan), torch.zeros(2, 5000)):
+    noiseless = torch.zeros(1, 2, 5000)
+    for waveform, rate in ((noiseless * torch.nan, 44100), (noiseless[0], 44100), (noiseless, 0), (noiseless, -1)):
         with pytest.raises(media.InputError, match="The video's sound"):
-            media.write_sound({"waveform": waveform, "sample_rate": 44100})
+            media.write_sound({"waveform": waveform, "sample_rate": rate})
     assert set(temporary.iterdir()) == before
 
 

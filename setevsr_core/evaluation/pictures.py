@@ -36,8 +36,10 @@ def temporal_profile(profiles: Mapping[str, Tensor], direction: str = "row", thi
     """Labelled profiles of several methods: rows under one another, columns beside one another.
 
     thickness: pixels a frame takes; 0 chooses it so that time takes about a quarter of the line's length.
-    Errors: InputError for profiles of different sizes.
+    Errors: InputError for profiles of different sizes, SettingsError for a negative thickness.
     """
+    if thickness < 0:
+        raise SettingsError(f"thickness is {thickness}; it must be 0 or more")
     shapes = {tuple(line.shape) for line in profiles.values()}
     if len(shapes) != 1:
         raise InputError("temporal profiles need clips of the same number of frames and the same size, got "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 from array import array
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -40,8 +41,8 @@ class VideoReader:
 
     `source` is a path or a binary file object (as ComfyUI's `VIDEO.get_stream_source()` gives). `start` and
     `duration` in seconds choose a part (duration None or 0: to the end): the frames that begin in [start, start +
-    duration). Every iteration starts anew. Display rotation by quarter turns is applied; deep colour (10 bit and
-    more) keeps its precision; transparency comes as a fourth channel with `alpha`, else it is dropped.
+    duration). Every iteration starts anew. Display rotation by quarter turns and mirroring are applied; deep colour (10
+    bit and more) keeps its precision; transparency comes as a fourth channel with `alpha`, else it is dropped.
     `times` holds when each frame of the latest iteration is shown, in ticks of `time_base` after the first one.
     `interlaced` and `unkept` (in words: what a written copy of the frames cannot keep) are told by the first frame.
     Errors: VideoError naming the file when it is missing, empty, damaged, without video, or has no frame in the
@@ -97,7 +98,7 @@ class VideoReader:
         self.interlaced = bool(frame.interlaced_frame)
         transparent = not self._want_alpha and (alpha_decoder is not None or is_transparent(frame))
         self.unkept: list[str] = [*(["transparency"] if transparent else []), *tracks, *_unkept_data(frame)]
-        turned = _quarter_turns(frame) % 2 == 1
+        turned = _orientation(frame)[1] % 2 == 1
         self.size: tuple[int, int] = (frame.width, frame.height) if turned else (frame.height, frame.width)
         self.pixel_aspect: Fraction = 1 / aspect if turned else aspect
         self.num_frames: int | None = None if self.start or self.duration else declared
@@ -122,7 +123,7 @@ class VideoReader:
         with closing(self._decode()) as decoded:
             for index, (frame, time) in enumerate(decoded):
                 times.append(round((time - self.first_time) / self.time_base))
-                picture = torch.rot90(frame_to_rgb(frame, self.tags, self.alpha), _quarter_turns(frame), (0, 1))
+                picture = _upright(frame_to_rgb(frame, self.tags, self.alpha), frame)
                 if tuple(picture.shape[:2]) != self.size:
                     raise VideoError(
                         f"'{self.name}' changes its size from {self.size[1]}x{self.size[0]} "
@@ -268,6 +269,27 @@ def _unkept_data(frame: Any) -> list[str]:
     return [words for name, words in _UNKEPT.items() if name in names]
 
 
-def _quarter_turns(frame: Any) -> int:
-    """Quarter turns counter-clockwise that the display matrix of a PyAV frame asks for, 0..3."""
-    return round(getattr(frame, "rotation", 0) / 90) % 4
+def _upright(picture: Tensor, frame: Any) -> Tensor:
+    """The picture (H,W,C) of a PyAV frame as its display matrix wants it shown."""
+    mirrored, turns = _orientation(frame)
+    return torch.rot90(picture.flip(1) if mirrored else picture, turns, (0, 1))
+
+
+def _orientation(frame: Any) -> tuple[bool, int]:
+    """(whether to mirror left and right, quarter turns counter-clockwise 0..3 after it) for a PyAV frame.
+
+    PyAV's `rotation` says nothing of mirroring: it calls a picture mirrored left and right one that stands on its head.
+    """
+    matrix = _display_matrix(frame)
+    if matrix is None or matrix[0] * matrix[4] >= matrix[1] * matrix[3]:
+        return False, round(getattr(frame, "rotation", 0) / 90) % 4
+    return True, round(-math.atan2(-matrix[1], -matrix[0]) / (math.pi / 2)) % 4
+
+
+def _display_matrix(frame: Any) -> tuple[int, ...] | None:
+    """FFmpeg's display matrix (3 x 3, row by row: (x, y, 1) times it is where a pixel is shown) if there is one."""
+    try:
+        data = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    except ValueError:  # PyAV does not know some kinds of its own FFmpeg
+        return None
+    return None if data is None else struct.unpack("=9i", data)

@@ -103,7 +103,7 @@ def frame_to_rgb(frame: Any, tags: ColourTags, alpha: bool = False) -> Tensor:
         return yuv_to_rgb(_yuv_planes(frame, depth, tags.full_range), depth, tags)
     deep = depth > 8
     packed = frame.reformat(format="rgb48le" if deep else "rgb24")
-    pixels = _plane(packed.planes[0], frame.height, frame.width * 3, deep)
+    pixels = _plane(packed, 0, frame.width * 3)
     scale = 65535 if deep else 255
     return torch.from_numpy(pixels.astype(np.float32).reshape(frame.height, frame.width, 3)).div_(scale)
 
@@ -115,10 +115,10 @@ def _alpha(frame: Any) -> Tensor:
     depth = bit_depth(frame)
     deep = depth > 8
     if frame.format.name.startswith("yuva"):
-        plane = _plane(frame.planes[3], frame.height, frame.width, deep).astype(np.float32)
+        plane = _plane(frame, 3).astype(np.float32)
         return torch.from_numpy(plane / (2**depth - 1))[..., None]
     packed = frame.reformat(format="rgba64le" if deep else "rgba")
-    pixels = _plane(packed.planes[0], frame.height, frame.width * 4, deep).astype(np.float32)
+    pixels = _plane(packed, 0, frame.width * 4).astype(np.float32)
     return torch.from_numpy(pixels.reshape(frame.height, frame.width, 4)[..., 3:]).div(65535 if deep else 255)
 
 
@@ -137,8 +137,8 @@ def rgb_to_frame(picture: Tensor, pixel_format: str, tags: ColourTags) -> Any:
     if transparent:
         planes.append(picture[..., 3].float().clamp(0, 1).mul(2**depth - 1).round().to(torch.int32).cpu().numpy())
     frame = av.VideoFrame(width, height, _full_chroma(depth, transparent))
-    for source, plane in zip(planes, frame.planes, strict=True):
-        _plane(plane, height, width, depth > 8)[:] = source
+    for index, source in enumerate(planes):
+        _plane(frame, index)[:] = source
     colour_range = 2 if tags.full_range else 1
     if frame.format.name != pixel_format:
         frame = frame.reformat(format=pixel_format, src_color_range=colour_range, dst_color_range=colour_range)
@@ -212,18 +212,21 @@ def _full_chroma(depth: int, alpha: bool = False) -> str:
 def _yuv_planes(frame: Any, depth: int, full_range: bool) -> Tensor:
     """(3,H,W) float32 code values with chroma at full resolution; no colour conversion takes place."""
     if frame.format.name.startswith("gray"):
-        luma = _plane(frame.planes[0], frame.height, frame.width, depth > 8).astype(np.float32)
+        luma = _plane(frame, 0).astype(np.float32)
         neutral = np.full_like(luma, 128 * 2 ** (depth - 8))
         return torch.from_numpy(np.stack([luma, neutral, neutral]))
     colour_range = 2 if full_range else 1  # the same on both sides: swscale then only resamples the chroma
     # PyAV before 17 takes "yuvj" for full and "yuv" for limited whatever it is told: stay in the family.
     target = "yuvj444p" if frame.format.name.startswith("yuvj") else _full_chroma(depth)
     full = frame.reformat(format=target, src_color_range=colour_range, dst_color_range=colour_range)
-    planes = [_plane(plane, frame.height, frame.width, depth > 8) for plane in full.planes]
+    planes = [_plane(full, index) for index in range(len(full.planes))]
     return torch.from_numpy(np.stack(planes).astype(np.float32))
 
 
-def _plane(plane: Any, height: int, width: int, deep: bool) -> np.ndarray:
-    """A view (height, width) on the plane's own memory, without the padding at the end of its rows."""
-    values = np.frombuffer(plane, np.uint16 if deep else np.uint8)
-    return values.reshape(-1, plane.line_size // values.itemsize)[:height, :width]
+def _plane(frame: Any, index: int, width: int | None = None) -> np.ndarray:
+    """A view (height, width) on the memory of a frame's plane, without the padding at the end of its rows; None: as
+    wide as the frame. Samples of more than 8 bits have two bytes, in the order that the pixel format says.
+    """
+    plane, order = frame.planes[index], ">" if frame.format.is_big_endian else "<"
+    values = np.frombuffer(plane, f"{order}u2" if bit_depth(frame) > 8 else np.uint8)
+    return values.reshape(-1, plane.line_size // values.itemsize)[: frame.height, : width or frame.width]
