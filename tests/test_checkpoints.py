@@ -227,6 +227,7 @@ def test_a_newer_native_format_is_refused(tmp_path: Path) -> None:
     ("{", "carries a damaged configuration"),
     ("[1]", "carries a damaged configuration"),
     ('{"channels": 5}', "no network can be built"),
+    ('{"channels": {}}', "no network can be built"),
     ('{"channels": [33, 64]}', "no network can be built"),
     ('{"channels": [32, 32], "decoder_channels": [32]}', "no network can be built .*of different numbers of levels"),
     ('{"channels": [32, 96], "layers": 1, "fusion_levels": [0], "growth": 8}', "belongs to another kind or size"),
@@ -633,6 +634,9 @@ def test_the_vae_of_the_x4_upscaler_is_named() -> None:
                         device="meta").state_dict()
     with pytest.raises(CheckpointError, match="is the VAE of Stable Diffusion's x4 upscaler; expected"):
         checkpoints.load_temporal_vae(state, device="meta")
+    ours = VAEConfig(channels=(128, 256, 512), layers=2, fusion_levels=(0,))  # of that size, too, but of this project
+    state = TemporalVAE(ours, device="meta").state_dict()
+    assert checkpoints.load_temporal_vae(state, device="meta").config == ours
 
 
 def test_the_vae_of_unclip_is_that_of_sd21(sd_unet: Any, sd_vae: Any) -> None:
@@ -873,6 +877,16 @@ def test_files_that_are_no_weights(content: bytes, reason: str, tmp_path: Path) 
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=f"x.ckpt {reason}"):
         checkpoints.identify(path)
+
+
+def test_a_settings_file_and_a_link_to_nothing(tmp_path: Path) -> None:
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text('{"weight_map": {}}')
+    with pytest.raises(CheckpointError, match="index.json is a settings file, not the weights; pick the weight file"):
+        checkpoints.identify(index)
+    (tmp_path / "x.ckpt").symlink_to(tmp_path / "gone.ckpt")
+    with pytest.raises(CheckpointError, match="x.ckpt is a link to .*gone.ckpt, which does not exist"):
+        checkpoints.identify(tmp_path / "x.ckpt")
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.ckpt"])

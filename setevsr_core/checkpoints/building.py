@@ -53,7 +53,7 @@ def buildable_sizes(name: str) -> Iterator[None]:
     """`CheckpointError` that names the file, where a network of the sizes it asks for cannot be constructed."""
     try:
         yield
-    except (TypeError, ValueError, IndexError, RuntimeError, ZeroDivisionError, AssertionError) as error:
+    except (TypeError, ValueError, LookupError, RuntimeError, ZeroDivisionError, AssertionError) as error:
         reason = str(error) or type(error).__name__
         raise CheckpointError(
             f"{name} asks for sizes from which no network can be built ({reason}); it is damaged or of another kind."

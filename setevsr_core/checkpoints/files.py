@@ -116,6 +116,8 @@ def read_file(path: Path) -> TensorFile:
     is_text = all(byte >= 32 or byte in b"\t\r\n" for byte in head)
     if path.suffix == ".safetensors" and not is_text:
         return safetensors_file(path)
+    if is_text and path.suffix in (".json", ".yaml"):
+        raise CheckpointError(f"{name} is a settings file, not the weights; pick the weight file beside it.")
     kind = " but text, perhaps what a server answered instead of the file" if is_text else ""
     raise CheckpointError(
         f"{name} is neither a safetensors file nor a torch file{kind} (it starts with {head[:32]!r}); "
@@ -294,6 +296,8 @@ def file_in_folder(folder: Path, component: tuple[str, ...]) -> Path:
 
 def missing_message(path: Path) -> str:
     """What to say when a file does not exist: the folder it belongs to and what is there instead."""
+    if os.path.islink(path):
+        return f"{path} is a link to {os.readlink(path)}, which does not exist: put the file there or link to another."
     folder = path.parent if str(path.parent) else Path(".")
     if not folder.is_dir():
         return f"There is no file {path}: the folder {folder.absolute()} does not exist; create it and put it there."

@@ -63,11 +63,12 @@ def is_sdxl(tensors: Tensors) -> bool:
 
 def _is_x4_upscaler_vae(tensors: Tensors) -> bool:
     """Whether a VAE is that of SD's x4 upscaler: one level less than SD's own, so latents of another size and scale."""
-    widths = [tuple(value.shape[:1]) for key, value in tensors.items()
+    widths = [tuple(value.shape[:2]) for key, value in tensors.items()
               if key.endswith(("encoder.conv_in.weight", "encoder.mid.block_1.conv1.weight",
                                "encoder.mid_block.resnets.0.conv1.weight"))]
     levels = {match[1] for key in tensors if (match := re.search(r"encoder\.down(?:_blocks)?\.(\d+)\.", key))}
-    return len(levels) == 3 and sorted(widths) == [(128,), (512,)]
+    return (len(levels) == 3 and sorted(widths) == [(128, 3), (512, 512)]
+            and not _has(tensors, ".fusion_layer_", ".temporal_"))
 
 
 def is_tiny_decoder(tensors: Tensors) -> bool:
