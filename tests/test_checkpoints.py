@@ -9,6 +9,7 @@ import pickle
 import sys
 import tempfile
 import types
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,7 @@ def test_a_newer_native_format_is_refused(tmp_path: Path) -> None:
     ("{", "carries a damaged configuration"),
     ("[1]", "carries a damaged configuration"),
     ('{"channels": 5}', "no network can be built"),
+    ('{"channels": {}}', "no network can be built"),
     ('{"channels": [33, 64]}', "no network can be built"),
     ('{"channels": [32, 32], "decoder_channels": [32]}', "no network can be built .*of different numbers of levels"),
     ('{"channels": [32, 96], "layers": 1, "fusion_levels": [0], "growth": 8}', "belongs to another kind or size"),
@@ -563,6 +565,11 @@ def stem(*more: tuple[str, tuple[int, ...]]) -> State:
     return {f"model.diffusion_model.{key}": value for key, value in zeros(*UNET_STEM, *more).items()}
 
 
+def diffusers_stem(*more: tuple[str, tuple[int, ...]]) -> State:
+    return zeros(("conv_in.weight", (8, 4, 3, 3)), ("time_embedding.linear_1.weight", (8, 8)),
+                 ("conv_norm_out.weight", (8,)), *more)
+
+
 @pytest.mark.parametrize(("tensors", "what"), [
     (zeros(("lora_unet_down_blocks_0.lora_up.weight", (4, 4)), ("lora_unet_down_blocks_0.lora_down.weight", (4, 4))),
      "a LoRA"),
@@ -571,6 +578,25 @@ def stem(*more: tuple[str, tuple[int, ...]]) -> State:
            ("conv_norm_out.weight", (8,)), ("add_embedding.linear_1.weight", (8, 8))), "a Stable Diffusion XL model"),
     (stem(("input_blocks.1.1.proj_in.weight", (320, 320, 1, 1))), "a Stable Diffusion 1.x U-Net"),
     ({**stem(), "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 9, 3, 3)}, "an inpainting"),
+    (stem(("label_emb.0.0.weight", (8, 8))) | {"noise_augmentor.data_mean": torch.zeros(1)},
+     "a Stable Diffusion unCLIP"),
+    (stem(("label_emb.0.0.weight", (8, 8)), ("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", (8, 1024))),
+     "a Stable Diffusion unCLIP"),
+    (diffusers_stem(("class_embedding.linear_1.weight", (8, 8))), "a Stable Diffusion unCLIP"),
+    (diffusers_stem(("conv_in.weight", (8, 7, 3, 3)), ("class_embedding.weight", (8, 8))),
+     "an inpainting, depth or upscaling"),
+    (diffusers_stem(("down_blocks.0.temp_convs.0.conv1.0.weight", (8,))), "another video model"),
+    (diffusers_stem(("conv_in.weight", (8, 8, 3, 3)), ("add_embedding.linear_1.weight", (8, 8)),
+                    ("down_blocks.0.attentions.0.temporal_transformer_blocks.0.norm1.weight", (8,))),
+     "another video model"),
+    (stem(("label_emb.0.0.weight", (8, 8)), ("input_blocks.1.0.time_stack.in_layers.0.weight", (8,))),
+     "another video model"),
+    (stem(("input_blocks.1.0.temopral_conv.conv1.0.weight", (8,))), "another video model"),
+    (zeros(("image_encoder.patch_embed.seq.0.c.weight", (8, 3, 3, 3))), "a first-generation SAM model"),
+    (zeros(("vision_encoder.patch_embed.projection.weight", (8, 3, 16, 16))), "a first-generation SAM model"),
+    (zeros(("image_encoder.trunk.body.stem.conv.weight", (8, 3, 3, 3)),
+           ("image_encoder.neck.convs.0.conv.weight", (256, 8, 1, 1))), "an EdgeTAM model"),
+    (zeros(("encoder.block.0.layer.0.SelfAttention.k.weight", (8, 8))), "a T5 text encoder"),
     (zeros(("controlnet_cond_embedding.conv_in.weight", (4, 3, 3, 3))), "a ControlNet"),
     (zeros(("image_encoder.trunk.patch_embed.proj.weight", (96, 3, 7, 7)),
            ("image_encoder.neck.convs.0.conv.weight", (256, 8, 1, 1))), "a SAM 2 image encoder"),
@@ -584,6 +610,66 @@ def test_strangers_are_named(tensors: State, what: str, tmp_path: Path) -> None:
     message = str(caught.value)
     assert message.startswith(f"{path} is {what}") and "expected a SeTe-VSR denoiser" in message
     assert checkpoints.identify(path).description.startswith(what)
+
+
+@pytest.mark.parametrize(("changes", "what"), [
+    ({"decoder.up_blocks.0.resnets.0.temporal_res_block.norm1.weight": (8,)}, "is the VAE of Stable Video Diffusion"),
+    ({"quantize.embedding.weight": (8, 4)}, "is a VQ autoencoder"),
+    ({"decoder.condition_encoder.layers.0.weight": (8, 3, 3, 3)}, "is an asymmetric VAE"),
+    ({"bn.running_mean": (8,)}, "is the VAE of Flux.2"),
+    ({"quant_conv.weight": None, "quant_conv.bias": None, "post_quant_conv.weight": None, "post_quant_conv.bias": None},
+     "is a VAE without quantisation convolutions"),
+])
+def test_vaes_of_other_models_are_named(changes: dict[str, Any], what: str, sd_vae: Any) -> None:
+    state = {**sd_vae.state_dict(), **{key: torch.zeros(shape) for key, shape in changes.items() if shape}}
+    state = {key: value for key, value in state.items() if changes.get(key, ()) is not None}
+    with pytest.raises(CheckpointError, match=f"{what}.*; expected a SeTe-VSR VAE"):
+        checkpoints.load_temporal_vae(state)
+    assert checkpoints.identify(state).kind == "unknown"
+
+
+def test_the_vae_of_the_x4_upscaler_is_named() -> None:
+    """It has SD's names, but one level less and other latents: it would give pictures of half the size, in silence."""
+    state = TemporalVAE(VAEConfig(channels=(128, 256, 512), layers=2, temporal=False, fusion_levels=()),
+                        device="meta").state_dict()
+    with pytest.raises(CheckpointError, match="is the VAE of Stable Diffusion's x4 upscaler; expected"):
+        checkpoints.load_temporal_vae(state, device="meta")
+    ours = VAEConfig(channels=(128, 256, 512), layers=2, fusion_levels=(0,))  # of that size, too, but of this project
+    state = TemporalVAE(ours, device="meta").state_dict()
+    assert checkpoints.load_temporal_vae(state, device="meta").config == ours
+
+
+def test_the_vae_of_unclip_is_that_of_sd21(sd_unet: Any, sd_vae: Any) -> None:
+    source = sd_single_file(sd_unet, sd_vae) | zeros(("noise_augmentor.data_mean", (1,)))
+    assert checkpoints.identify(source).modules == ("vae (sd-original)",)
+    assert_equals_diffusers_vae(checkpoints.load_temporal_vae(source), sd_vae)
+
+
+def test_layers_that_this_network_lacks_are_never_left_out_in_silence(sd_unet: Any, sd_vae: Any) -> None:
+    """A model made from SD 2.1 with layers of its own computes something else without them."""
+    for name in ("time_embedding.cond_proj.weight", "down_blocks.0.image_attentions.0.norm.weight",
+                 "encoder_hid_proj.weight"):
+        state = {**sd_unet.state_dict(), name: torch.zeros(3)}
+        with pytest.raises(CheckpointError, match=f"1 of [0-9]+ tensors have no place in this network, .* unet.{name}"):
+            checkpoints.load_denoiser(state, head_dim=SD_HEAD_DIM, device="meta")
+    with pytest.raises(CheckpointError, match="no place in this network, such as decoder.adapter.weight"):
+        checkpoints.load_temporal_vae({**sd_vae.state_dict(), "decoder.adapter.weight": torch.zeros(3)})
+
+
+@pytest.mark.parametrize(("load", "tensors"), [
+    (checkpoints.load_denoiser, stem(("input_blocks.x.weight", (1,)))),
+    (checkpoints.load_temporal_vae, zeros(("encoder.down.0.block.0.norm1.weight", (4,)), ("quant_conv.weight", (4,)),
+                                          ("decoder.up.0.block.0.norm1.weight", (4,)), ("encoder.down.x.a", (1,)))),
+    (checkpoints.load_semantic_encoder, zeros(("backbone.patch_embed.projection.weight", (4, 3, 7, 7)),
+                                              ("neck.convs.0.weight", (4,)), ("backbone.blocks.x.weight", (1,)))),
+])
+def test_names_that_cannot_be_read(load: Any, tensors: State, tmp_path: Path) -> None:
+    path = tmp_path / "odd.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match="odd.safetensors looks like .*damaged or of another kind"):
+        load(path)
+    with pytest.raises(CheckpointError, match="odd.safetensors looks like"):
+        command_line("info", str(path))
 
 
 def test_wrong_kind_is_named(tmp_path: Path, sd_vae: Any) -> None:
@@ -781,6 +867,9 @@ def test_a_pytorch_that_runs_code_of_weight_files_opens_none(tmp_path: Path, mon
     (b"<!DOCTYPE html><html>", "is a web page"),
     (b"\xef\xbb\xbf<!DOCTYPE html><html>", "is a web page"),
     (b"GGUF\x03\x00", "is a GGUF file"),
+    (b"\x1f\x8b\x08\x00" + bytes(99), "is a packed archive"),
+    (b"unet/".ljust(257, b"\0") + b"ustar" + bytes(250), "is a packed archive"),
+    (bytes(600), "begins with zeros alone"),
     (b"hello, I am no weights", "is neither a safetensors file nor a torch file"),
 ])
 def test_files_that_are_no_weights(content: bytes, reason: str, tmp_path: Path) -> None:
@@ -788,6 +877,40 @@ def test_files_that_are_no_weights(content: bytes, reason: str, tmp_path: Path) 
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=f"x.ckpt {reason}"):
         checkpoints.identify(path)
+
+
+def test_a_settings_file_and_a_link_to_nothing(tmp_path: Path) -> None:
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text('{"weight_map": {}}')
+    with pytest.raises(CheckpointError, match="index.json is a settings file, not the weights; pick the weight file"):
+        checkpoints.identify(index)
+    (tmp_path / "x.ckpt").symlink_to(tmp_path / "gone.ckpt")
+    with pytest.raises(CheckpointError, match="x.ckpt is a link to .*gone.ckpt, which does not exist"):
+        checkpoints.identify(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.ckpt"])
+def test_a_zip_of_weights_is_to_be_unpacked(name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("v2-1_512-ema-pruned.ckpt", b"x")
+    with pytest.raises(CheckpointError, match=f"{name} is a zip archive.*with v2-1_512-ema-pruned.ckpt; unpack it"):
+        checkpoints.identify(tmp_path / name)
+
+
+@pytest.mark.filterwarnings("ignore:'torch.load' received")
+def test_torchscript_and_what_is_no_state_dict(tmp_path: Path) -> None:
+    layer = nn.Linear(2, 2)
+    torch.jit.save(torch.jit.trace(layer, torch.zeros(1, 2)), tmp_path / "script.pt")
+    with pytest.raises(CheckpointError, match="script.pt is a TorchScript program"):
+        checkpoints.identify(tmp_path / "script.pt")
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.zeros(1, 2)).sum().backward()
+    optimizer.step()
+    with pytest.raises(CheckpointError, match="is the state of an optimizer"):
+        checkpoints.identify(optimizer.state_dict())
+    two = {"image_proj": {"weight": torch.zeros(1)}, "ip_adapter": {"weight": torch.zeros(1)}}
+    with pytest.raises(CheckpointError, match=r"holds several groups of tensors \(image_proj, ip_adapter\)"):
+        checkpoints.identify(two)
 
 
 @pytest.mark.parametrize("answer", [b"Entry not found", b'{"error":"Invalid credentials"}'])

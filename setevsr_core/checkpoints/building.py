@@ -53,25 +53,32 @@ def buildable_sizes(name: str) -> Iterator[None]:
     """`CheckpointError` that names the file, where a network of the sizes it asks for cannot be constructed."""
     try:
         yield
-    except (TypeError, ValueError, IndexError, RuntimeError, ZeroDivisionError, AssertionError) as error:
+    except (TypeError, ValueError, LookupError, RuntimeError, ZeroDivisionError, AssertionError) as error:
         reason = str(error) or type(error).__name__
         raise CheckpointError(
             f"{name} asks for sizes from which no network can be built ({reason}); it is damaged or of another kind."
         ) from error
 
 
+def no_name(_: str) -> bool:
+    """A rule for tensor names that holds for none."""
+    return False
+
+
 def build(make: Callable[..., Module], tensors: Mapping[str, Tensor], *, name: str, dtype: torch.dtype | None,
-          device: Any, ops: Any = nn, fresh: Callable[[str], bool] = lambda _: False) -> Module:
+          device: Any, ops: Any = nn, fresh: Callable[[str], bool] = no_name,
+          spare: Callable[[str], bool] = no_name) -> Module:
     """Build a network and give it its weights.
 
     make: called as make(ops=, dtype=, device=). name: of the file, for messages. dtype None: as stored, but float32 on
-    the CPU. fresh: which missing tensors may be initialised anew (modules added for training); any other missing
-    tensor and any wrong shape is a `CheckpointError`. Tensors the network has no place for are logged and left out.
+    the CPU. fresh: which missing tensors may be initialised anew (modules added for training). spare: which tensors of
+    the file may be left out (modules taken away). Any other missing or left over tensor of the network's parts and any
+    wrong shape is a `CheckpointError`: it is another network. What lies beside those parts is logged and left out.
     """
     # Checked against plain torch layers: a host's layers may have no weights before they are loaded.
     with buildable_sizes(name):
         expected = shapes_of(make(ops=nn, dtype=torch.float32, device="meta").state_dict())
-    new = check(expected, tensors, name, fresh)
+    new = check(expected, tensors, name, fresh, spare)
     device = weights_device(device)
     dtype = chosen_dtype(dtype, tensors.values(), device)
     network = make(ops=ops, dtype=dtype, device="meta")
@@ -84,8 +91,9 @@ def build(make: Callable[..., Module], tensors: Mapping[str, Tensor], *, name: s
     return network.eval()
 
 
-def check(expected: Shapes, tensors: Mapping[str, Tensor], name: str, fresh: Callable[[str], bool]) -> list[str]:
-    """Compare names and shapes; return the missing names that may be initialised anew."""
+def check(expected: Shapes, tensors: Mapping[str, Tensor], name: str, fresh: Callable[[str], bool] = no_name,
+          spare: Callable[[str], bool] = no_name) -> list[str]:
+    """Compare names and shapes as `build` says; return the missing names that may be initialised anew."""
     quantised = [key for key, value in tensors.items()
                  if key.endswith(SCALES) or (key in expected and not value.is_floating_point())]
     if quantised:
@@ -106,7 +114,14 @@ def check(expected: Shapes, tensors: Mapping[str, Tensor], name: str, fresh: Cal
                 f"{name}: the tensor {key} is {list(tensors[key].shape)}, but the rest of the file asks for "
                 f"{list(shape)}; it belongs to another kind or size of network."
             )
+    parts = {key.partition(".")[0] for key in expected}
     extra = [key for key in tensors if key not in expected]
+    foreign = [key for key in extra if key.partition(".")[0] in parts and not spare(key)]
+    if foreign:
+        raise CheckpointError(
+            f"{name}: {len(foreign)} of {len(tensors)} tensors have no place in this network, such as {some(foreign)}; "
+            "it belongs to another kind of network, made from this one: use the original."
+        )
     if extra:
         log.warning("%s: %d tensors have no place in this network and are left out, such as %s", name, len(extra),
                     some(extra))

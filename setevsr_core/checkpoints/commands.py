@@ -15,7 +15,7 @@ from .building import main_dtype
 from .denoiser import load_denoiser
 from .files import TensorFile, open_source
 from .native import save_native, stored_config
-from .registry import COMPONENTS, DENOISER, KINDS, SEMANTIC, VAE, FileInfo, describe, find, match
+from .registry import COMPONENTS, DENOISER, KINDS, SEMANTIC, VAE, FileInfo, converted, describe, find, match
 from .semantic import load_semantic_encoder
 from .vae import load_temporal_vae
 
@@ -83,7 +83,7 @@ def parts(file: TensorFile) -> dict[str, int]:
         if found is None:
             continue
         entry, prefix = found
-        for key, value in entry.convert(file.tensors, prefix).items():
+        for key, value in converted(file, entry, prefix).items():
             for part in named_parts(kind, key):
                 counts[part] = counts.get(part, 0) + value.numel()
     return counts
@@ -142,7 +142,7 @@ def run_convert(args: argparse.Namespace) -> int:
 def stored_dtype(file: TensorFile, kind: str) -> torch.dtype:
     """The type most weights of `kind` are stored in; for fp8 beside wider types the widest, which loses nothing."""
     entry, prefix = find(file, kind)
-    tensors = entry.convert(file.tensors, prefix).values()
+    tensors = converted(file, entry, prefix).values()
     main = main_dtype(tensors)
     wider = (value.dtype for value in tensors if value.is_floating_point())
     return main if main.itemsize > 1 else max(wider, key=lambda kind: kind.itemsize)

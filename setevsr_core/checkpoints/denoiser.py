@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ..errors import SettingsError
 from ..networks.denoiser import Denoiser, DenoiserConfig
-from .building import Shapes, build, reading_sizes, shapes_of, side
+from .building import Shapes, build, no_name, reading_sizes, shapes_of, side
 from .files import Source, TensorFile, folder_setting, open_source
 from .lora import LoRA, apply_loras
 from .native import stored_config
-from .registry import COMPONENTS, DENOISER, find
+from .registry import COMPONENTS, DENOISER, converted, find
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def load_denoiser(source: Source | TensorFile, *, head_dim: int = 64, lr_heads: 
     """
     file = open_source(source, COMPONENTS[DENOISER])
     entry, prefix = find(file, DENOISER)
-    tensors = entry.convert(file.tensors, prefix)
+    tensors = converted(file, entry, prefix)
     if entry.layout in ("sd-original", "sd-diffusers") and predicts_velocity(file, tensors):
         log.warning("%s seems to predict v (Stable Diffusion 2.1 at 768 px), SeTe-VSR builds on noise prediction: "
                     "use stable-diffusion-2-1-base (v2-1_512)", file.name)
@@ -63,7 +63,7 @@ def load_denoiser(source: Source | TensorFile, *, head_dim: int = 64, lr_heads: 
     tensors = apply_loras(tensors, loras)
     log.info("%s: %s", file.name, entry.title)
     network = build(partial(Denoiser, config), tensors, name=file.name, dtype=dtype, device=device, ops=ops,
-                    fresh=is_added if changes else lambda _: False)
+                    fresh=is_added if changes else no_name, spare=is_added if changes or light else no_name)
     if empty_text is not None:
         network.empty_text = empty_text.to(device=device, dtype=network.dtype)
     return network

@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ NESTED = ("state_dict", "model_state_dict", "params_ema", "params", "model")
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 # One of the files that a large model is split into: name, place, number of files, ending.
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})((?:\.\w+)+)")
+# First bytes of archives that people download weights in.
+ARCHIVES = (b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")
 WEIGHT_NAMES = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.fp16.safetensors",
@@ -87,7 +90,7 @@ def read_file(path: Path) -> TensorFile:
     """Read one weight file; what it is is told by its first bytes, not by its name."""
     try:
         with open(path, "rb") as stream:
-            head = stream.read(64)
+            head, rest = stream.read(64), stream.read(448)
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: no file can have that name
         raise CheckpointError(missing_message(path)) from error
     except OSError as error:
@@ -106,9 +109,15 @@ def read_file(path: Path) -> TensorFile:
         raise CheckpointError(f"{name} is a GGUF file, which is not supported; use a .safetensors or .ckpt file.")
     if head.startswith((b"PK", b"\x80")):
         return TensorFile(plain_tensors(read_pickle(path), name), name, path=path)
+    if head.startswith(ARCHIVES) or rest[193:198] == b"ustar":  # a tar file says so at byte 257
+        raise CheckpointError(f"{name} is a packed archive, not the weights; unpack it and use the weight file in it.")
+    if not any(head + rest):
+        raise CheckpointError(f"{name} begins with zeros alone; its download was not finished: download it again.")
     is_text = all(byte >= 32 or byte in b"\t\r\n" for byte in head)
     if path.suffix == ".safetensors" and not is_text:
         return safetensors_file(path)
+    if is_text and path.suffix in (".json", ".yaml"):
+        raise CheckpointError(f"{name} is a settings file, not the weights; pick the weight file beside it.")
     kind = " but text, perhaps what a server answered instead of the file" if is_text else ""
     raise CheckpointError(
         f"{name} is neither a safetensors file nor a torch file{kind} (it starts with {head[:32]!r}); "
@@ -156,6 +165,7 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(refusal(path, str(error))) from error
     except Exception as error:  # what the reader raises for a damaged pickle depends on the byte it stumbles over
+        refuse_other_zip(path)
         raise CheckpointError(
             f"{path} is not a complete torch file ({first_line(error)}); it was probably cut off: "
             "download or copy it again."
@@ -163,6 +173,20 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not named weights; expected a state dict.")
     return content
+
+
+def refuse_other_zip(path: Path) -> None:
+    """`CheckpointError` for a complete zip file that torch.save did not write: an archive, or TorchScript."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise CheckpointError(f"{path} is a zip archive, not the weights, with {', '.join(names[:3]) or 'nothing'}; "
+                              "unpack it and use the weight file in it.")
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise CheckpointError(f"{path} is a TorchScript program, not weights alone; get the weights as .safetensors.")
 
 
 def refusal(path: Path, reason: str) -> str:
@@ -234,7 +258,10 @@ def plain_tensors(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     """
     tensors = nested_tensors(content)
     if not tensors:
-        raise CheckpointError(f"{name} holds no named tensors; expected a state dict of weights.")
+        several = [str(key) for key, value in content.items() if isinstance(value, Mapping) and nested_tensors(value)]
+        what = "is the state of an optimizer" if "param_groups" in content else (
+            f"holds several groups of tensors ({', '.join(several[:3])})" if several else "holds no named tensors")
+        raise CheckpointError(f"{name} {what}; expected a state dict of weights.")
     return {WRAPPERS.sub("", key): value for key, value in tensors.items()}
 
 
@@ -269,6 +296,8 @@ def file_in_folder(folder: Path, component: tuple[str, ...]) -> Path:
 
 def missing_message(path: Path) -> str:
     """What to say when a file does not exist: the folder it belongs to and what is there instead."""
+    if os.path.islink(path):
+        return f"{path} is a link to {os.readlink(path)}, which does not exist: put the file there or link to another."
     folder = path.parent if str(path.parent) else Path(".")
     if not folder.is_dir():
         return f"There is no file {path}: the folder {folder.absolute()} does not exist; create it and put it there."

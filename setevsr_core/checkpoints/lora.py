@@ -37,7 +37,7 @@ ENDINGS = (
     (re.compile(r"\.lora_mid(\.weight)?$"), "mid"),
     (re.compile(r"\.alpha$"), "alpha"),
 )
-WRAPPERS = re.compile(r"^(base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|lora_unet_|unet\.|unet_)")
+WRAPPERS = re.compile(r"^(base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|lora_unet_|lycoris_|unet[._])")
 TEXT = ("lora_te", "text_encoder", "te_", "lora_prior")
 OTHER_KINDS = (
     (re.compile(r"\.hada_w1"), "a LoHa"),

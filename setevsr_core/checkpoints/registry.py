@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from . import key_maps
+from .building import reading_sizes
 from .files import Source, TensorFile, open_source
-from .strangers import LOOKALIKES, OTHERS, UNET_PREFIXES, Tensors, is_sdxl, stranger
+from .strangers import LOOKALIKES, OTHERS, UNET_PREFIXES, VAE_LOOKALIKES, Tensors, stranger
 
 DENOISER, VAE, SEMANTIC = "denoiser", "vae", "semantic_encoder"
 KINDS = (DENOISER, VAE, SEMANTIC)
@@ -107,7 +108,8 @@ def convert_original_unet(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
 
 
 def _diffusers_unet(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
-    return {f"unet.{key}": value for key, value in under(tensors, prefix).items()}
+    """A diffusers U-Net under our names; counters beside its modules are left out."""
+    return {f"unet.{key}": value for key, value in under(tensors, prefix).items() if "." in key}
 
 
 # ---- VAE ------------------------------------------------------------------------------------------------------------
@@ -155,6 +157,8 @@ def _flat_attention(key: str, value: Tensor) -> Tensor:
 # ---- semantic encoder -----------------------------------------------------------------------------------------------
 def _find_sam2(tensors: Tensors) -> str | None:
     names = "image_encoder.trunk.patch_embed.proj.weight", "image_encoder.neck.convs.0.conv.weight"
+    if any("image_encoder.trunk.body." in key for key in tensors):
+        return None  # EdgeTAM's: SAM 2's neck on another trunk
     return _first(tensors, ("", "model.", "sam2.", "sam_model."), *names, lacking=1)
 
 
@@ -202,14 +206,20 @@ def match(file: TensorFile, kind: str) -> tuple[Format, str] | None:
     stored = file.metadata.get("setevsr.kind")
     if stored is not None:
         return (NATIVE[kind], "") if stored == kind else None
-    if (kind == DENOISER and stranger(file.tensors, LOOKALIKES)) or (kind == VAE and is_sdxl(file.tensors)):
-        return None  # SDXL's VAE has the same names, but another latent space
+    if stranger(file.tensors, {DENOISER: LOOKALIKES, VAE: VAE_LOOKALIKES}.get(kind, ())):
+        return None
     for entry in FORMATS:
         if entry.kind == kind:
             prefix = entry.find(file.tensors)
             if prefix is not None:
                 return entry, prefix
     return None
+
+
+def converted(file: TensorFile, entry: Format, prefix: str) -> dict[str, Tensor]:
+    """The tensors of what `match` found, under our names. `CheckpointError` where their names cannot be read."""
+    with reading_sizes(file.name, KIND_TITLES[entry.kind]):
+        return entry.convert(file.tensors, prefix)
 
 
 def find(file: TensorFile, kind: str) -> tuple[Format, str]:
@@ -234,7 +244,7 @@ def describe(file: TensorFile) -> FileInfo:
             description = f"{beside}, with {description}"
     else:
         kind, layout = "unknown", "unknown"
-        known = stranger(tensors, LOOKALIKES + OTHERS)
+        known = stranger(tensors, LOOKALIKES + VAE_LOOKALIKES + OTHERS)
         some = ", ".join(sorted(tensors)[:3])
         description = known or f"of an unknown kind ({len(tensors)} tensors, such as {some})"
     kinds = {value.dtype for value in tensors.values() if value.is_floating_point()}

@@ -23,7 +23,7 @@ from .building import (
 )
 from .files import Source, TensorFile, open_source
 from .native import stored_config
-from .registry import COMPONENTS, SEMANTIC, find
+from .registry import COMPONENTS, SEMANTIC, converted, find
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def load_semantic_encoder(source: Source | TensorFile, *, dtype: torch.dtype | N
     """
     file = open_source(source, COMPONENTS[SEMANTIC])
     entry, prefix = find(file, SEMANTIC)
-    tensors = entry.convert(file.tensors, prefix)
+    tensors = converted(file, entry, prefix)
     stored = stored_config(file)
     config = (SemanticEncoderConfig.from_dict(stored) if stored is not None
               else read_config(shapes_of(tensors), file.name))
@@ -49,7 +49,7 @@ def load_semantic_encoder(source: Source | TensorFile, *, dtype: torch.dtype | N
     # Built on the CPU: Hiera computes numbers while it is constructed, which meta tensors do not allow.
     with buildable_sizes(file.name):
         network = SemanticEncoder(config, dtype=dtype, device="cpu")
-    check(shapes_of(network.state_dict()), tensors, file.name, lambda _: False)
+    check(shapes_of(network.state_dict()), tensors, file.name)
     weights = {key: value.to(device=device, dtype=dtype) for key, value in tensors.items()}
     refuse_damaged(weights, file.name)
     network.load_state_dict(weights, strict=False, assign=True)

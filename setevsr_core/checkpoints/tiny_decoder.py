@@ -52,7 +52,7 @@ def load_tiny_decoder(source: Source | TensorFile, *, latent_channels: int = 4, 
             first.shape[1], 3, num_blocks=(3, 3, 3, 1), block_out_channels=(first.shape[0],) * 4,
             upsampling_scaling_factor=2, act_fn="relu", upsample_fn="nearest",
         )  # fmt: skip
-    check(shapes_of(network.state_dict()), tensors, file.name, lambda _: False)
+    check(shapes_of(network.state_dict()), tensors, file.name)
     device, wanted = weights_device(device), network.state_dict()
     network.load_state_dict({key: tensors[key].to(device, torch.float32) for key in wanted}, assign=True)
     return TinyDecoder(network).eval().requires_grad_(False)

@@ -14,11 +14,11 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..networks.temporal_vae import TemporalVAE, VAEConfig
-from .building import Shapes, build, buildable_sizes, reading_sizes, shapes_of, side
+from .building import Shapes, build, buildable_sizes, no_name, reading_sizes, shapes_of, side
 from .denoiser import count
 from .files import Source, TensorFile, folder_setting, open_source
 from .native import stored_config
-from .registry import COMPONENTS, VAE, find
+from .registry import COMPONENTS, VAE, converted, find
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None 
     entry, prefix = find(file, VAE)
     if entry.layout == "sd-diffusers":
         refuse_other_latents(file)
-    tensors = entry.convert(file.tensors, prefix)
+    tensors = converted(file, entry, prefix)
     stored = stored_config(file)
     if stored is None:
         config = read_config(shapes_of(tensors), file.name)
@@ -54,7 +54,7 @@ def load_temporal_vae(source: Source | TensorFile, *, dtype: torch.dtype | None 
     config = replace(config, **changes) if changes else config
     log.info("%s: %s", file.name, entry.title)
     return build(partial(TemporalVAE, config), tensors, name=file.name, dtype=dtype, device=device, ops=ops,
-                 fresh=is_added if changes else lambda _: False)
+                 fresh=is_added if changes else no_name, spare=is_added if changes else no_name)
 
 
 def refuse_other_latents(file: TensorFile) -> None:
@@ -74,11 +74,6 @@ def is_added(name: str) -> bool:
 
 def read_config(shapes: Shapes, name: str) -> VAEConfig:
     """Sizes of a VAE from the shapes of its tensors, under our names."""
-    if not any("quant_conv." in key for key in shapes):
-        raise CheckpointError(
-            f"{name} is a VAE without quantisation convolutions (Flux, SD 3 or similar); expected the VAE of "
-            "Stable Diffusion 2.1 or MGLD-VSR."
-        )
     with reading_sizes(name, "a VAE"):
         return _read_config(shapes)
 
