@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
@@ -261,6 +262,19 @@ def test_mirroring_is_applied(tmp_path: Path, matrix: tuple[int, ...], shown: Ca
     plain = read(path)
     rotate_file(path, (*matrix, 0, 0, 1 << 30))
     assert torch.equal(read(path), shown(plain))
+
+
+def test_frames_that_were_read_are_given_back_at_once(tmp_path: Path) -> None:
+    """PyAV's side data and their frame refer to each other: asked for in every frame, they fill the memory."""
+    reader = VideoReader(make_clip(tmp_path / "clip.mp4", count=20))
+    gc.collect()
+    gc.disable()
+    try:
+        assert sum(1 for _ in reader) == 20
+        kept = sum(type(thing).__name__ == "VideoFrame" for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert kept <= 1
 
 
 @pytest.mark.parametrize(

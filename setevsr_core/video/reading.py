@@ -98,7 +98,8 @@ class VideoReader:
         self.interlaced = bool(frame.interlaced_frame)
         transparent = not self._want_alpha and (alpha_decoder is not None or is_transparent(frame))
         self.unkept: list[str] = [*(["transparency"] if transparent else []), *tracks, *_unkept_data(frame)]
-        turned = _orientation(frame)[1] % 2 == 1
+        self._mirroring = _mirroring(frame)
+        turned = (_quarter_turns(frame) if self._mirroring is None else self._mirroring) % 2 == 1
         self.size: tuple[int, int] = (frame.width, frame.height) if turned else (frame.height, frame.width)
         self.pixel_aspect: Fraction = 1 / aspect if turned else aspect
         self.num_frames: int | None = None if self.start or self.duration else declared
@@ -123,7 +124,7 @@ class VideoReader:
         with closing(self._decode()) as decoded:
             for index, (frame, time) in enumerate(decoded):
                 times.append(round((time - self.first_time) / self.time_base))
-                picture = _upright(frame_to_rgb(frame, self.tags, self.alpha), frame)
+                picture = self._upright(frame_to_rgb(frame, self.tags, self.alpha), frame)
                 if tuple(picture.shape[:2]) != self.size:
                     raise VideoError(
                         f"'{self.name}' changes its size from {self.size[1]}x{self.size[0]} "
@@ -132,6 +133,16 @@ class VideoReader:
                 yield picture.contiguous()
         if self.num_frames is not None and index + 1 < self.num_frames:
             logger.warning("'%s' says it has %d frames and holds %d", self.name, self.num_frames, index + 1)
+
+    def _upright(self, picture: Tensor, frame: Any) -> Tensor:
+        """The picture (H,W,C) of a PyAV frame as its display matrix wants it shown.
+
+        Mirroring is told by the first frame alone: a frame and its side data refer to each other in PyAV, so one that
+        is asked for them stays in memory until the garbage collector comes.
+        """
+        if self._mirroring is not None:
+            return torch.rot90(picture.flip(1), self._mirroring, (0, 1))
+        return torch.rot90(picture, _quarter_turns(frame), (0, 1))
 
     def _decode(self) -> Generator[tuple[Any, Fraction], None, None]:
         """(PyAV frame, its time in seconds on the file's own clock) of the chosen part."""
@@ -269,27 +280,24 @@ def _unkept_data(frame: Any) -> list[str]:
     return [words for name, words in _UNKEPT.items() if name in names]
 
 
-def _upright(picture: Tensor, frame: Any) -> Tensor:
-    """The picture (H,W,C) of a PyAV frame as its display matrix wants it shown."""
-    mirrored, turns = _orientation(frame)
-    return torch.rot90(picture.flip(1) if mirrored else picture, turns, (0, 1))
+def _quarter_turns(frame: Any) -> int:
+    """Quarter turns counter-clockwise that the display matrix of a PyAV frame asks for, 0..3, if it mirrors nothing."""
+    return round(getattr(frame, "rotation", 0) / 90) % 4
 
 
-def _orientation(frame: Any) -> tuple[bool, int]:
-    """(whether to mirror left and right, quarter turns counter-clockwise 0..3 after it) for a PyAV frame.
+def _mirroring(frame: Any) -> int | None:
+    """Quarter turns counter-clockwise, 0..3, that a PyAV frame's display matrix asks for after mirroring left and
+    right; None where it mirrors nothing.
 
     PyAV's `rotation` says nothing of mirroring: it calls a picture mirrored left and right one that stands on its head.
     """
-    matrix = _display_matrix(frame)
-    if matrix is None or matrix[0] * matrix[4] >= matrix[1] * matrix[3]:
-        return False, round(getattr(frame, "rotation", 0) / 90) % 4
-    return True, round(-math.atan2(-matrix[1], -matrix[0]) / (math.pi / 2)) % 4
-
-
-def _display_matrix(frame: Any) -> tuple[int, ...] | None:
-    """FFmpeg's display matrix (3 x 3, row by row: (x, y, 1) times it is where a pixel is shown) if there is one."""
     try:
         data = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
     except ValueError:  # PyAV does not know some kinds of its own FFmpeg
         return None
-    return None if data is None else struct.unpack("=9i", data)
+    if data is None:
+        return None
+    matrix = struct.unpack("=9i", data)  # 3 x 3, row by row: (x, y, 1) times it is where a pixel is shown
+    if matrix[0] * matrix[4] >= matrix[1] * matrix[3]:
+        return None
+    return round(-math.atan2(-matrix[1], -matrix[0]) / (math.pi / 2)) % 4
