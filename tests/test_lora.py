@@ -66,6 +66,10 @@ def peft_model(layer: str, up: Tensor, down: Tensor) -> State:
             up, f"base_model.model.{layer}.alpha": torch.tensor(ALPHA)}
 
 
+def peft_adapter(layer: str, up: Tensor, down: Tensor) -> State:
+    return {key.replace(".default.", ".my-style."): value for key, value in peft_model(layer, up, down).items()}
+
+
 def lycoris(layer: str, up: Tensor, down: Tensor) -> State:
     return {key.replace("lora_unet_", "lycoris_"): value for key, value in kohya(layer, up, down).items()}
 
@@ -84,7 +88,7 @@ def original_model(layer: str, up: Tensor, down: Tensor) -> State:
     return {f"model.diffusion_model.{name}.{key.partition('.')[2]}": value for key, value in spelled.items()}
 
 
-SPELLINGS = [kohya, kohya_original, lycoris, peft, peft_model, old_diffusers, original_model]
+SPELLINGS = [kohya, kohya_original, lycoris, peft, peft_model, peft_adapter, old_diffusers, original_model]
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

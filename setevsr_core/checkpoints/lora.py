@@ -31,8 +31,8 @@ LoRA = tuple[Source | TensorFile, float]
 
 # What may follow the name of a layer, and the part of the LoRA that it is.
 ENDINGS = (
-    (re.compile(r"[._]lora_up(\.weight)?$|\.lora_B(\.\w+)?\.weight$|[._]lora(_linear_layer)?\.up\.weight$"), "up"),
-    (re.compile(r"[._]lora_down(\.weight)?$|\.lora_A(\.\w+)?\.weight$|[._]lora(_linear_layer)?\.down\.weight$"),
+    (re.compile(r"[._]lora_up(\.weight)?$|\.lora_B(\.[^.]+)?\.weight$|[._]lora(_linear_layer)?\.up\.weight$"), "up"),
+    (re.compile(r"[._]lora_down(\.weight)?$|\.lora_A(\.[^.]+)?\.weight$|[._]lora(_linear_layer)?\.down\.weight$"),
      "down"),
     (re.compile(r"\.lora_mid(\.weight)?$"), "mid"),
     (re.compile(r"\.alpha$"), "alpha"),
