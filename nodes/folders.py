@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import folder_paths
@@ -63,9 +64,9 @@ def own_folders() -> list[Path]:
     return [Path(folder) for folder in folder_paths.get_folder_paths(MODELS)]
 
 
-def own_stamp() -> int:
-    """Changes when a file directly in our own folders does, comes or goes: the newest of their time stamps."""
-    found = [path for folder in own_folders() if folder.is_dir() for path in (folder, *folder.iterdir())]
+def newest(folders: Iterable[Path]) -> int:
+    """The newest time stamp of folders and what lies directly in them: changes when a file does, comes or goes."""
+    found = [path for folder in folders if folder.is_dir() for path in (folder, *folder.iterdir())]
     return max((path.stat().st_mtime_ns for path in found if path.exists()), default=0)
 
 

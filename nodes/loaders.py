@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -45,8 +44,7 @@ def preset_stamp(name: str | None) -> int:
     of all presets' files.
     """
     names = folders.preset_names(widgets.DEFAULT_PRESET) if name is None else [name]
-    found = [folders.preset_folder(each) for each in names]
-    return max(path.stat().st_mtime_ns for folder in found for path in (folder, *folder.iterdir()))
+    return folders.newest(folders.preset_folder(each) for each in names)
 
 
 def file_stamp(kind: str, name: str | None) -> int:
@@ -215,12 +213,9 @@ class LoadLoRA(io.ComfyNode):
 def with_lora(denoiser: ComponentHandle, path: str, strength: float) -> ComponentHandle:
     """The denoiser with a LoRA as a patch: ComfyUI adds it when it loads the weights and takes it out again."""
     from ..setevsr_core.checkpoints import lora
-    from ..setevsr_core.errors import SettingsError
     from .native_model import PREFIX
 
-    if not math.isfinite(strength):
-        raise SettingsError(f"The strength of a LoRA is {strength}; it must be a finite number.")
-
+    lora.check_strength(strength)
     shapes = {key: tuple(value.shape) for key, value in denoiser.module.state_dict().items()}
     _, updates = lora.read_lora(path, shapes)
     patcher = denoiser.patcher.clone()

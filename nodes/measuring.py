@@ -51,7 +51,7 @@ class Measure(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> int:
-        return folders.own_stamp()
+        return folders.newest(folders.own_folders())
 
     @classmethod
     def execute(

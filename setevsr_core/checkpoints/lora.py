@@ -148,7 +148,7 @@ def _pair(given: Any) -> LoRA:
 def check_strength(strength: Any) -> None:
     """`SettingsError` unless the strength is a finite number of sensible size."""
     if not isinstance(strength, Real) or not -100 <= float(strength) <= 100:  # also refuses NaN
-        raise SettingsError(f"the strength of a LoRA must be a number from -100 to 100, got {strength!r}")
+        raise SettingsError(f"the strength of a LoRA is {strength!r}; it must be a number from -100 to 100")
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
