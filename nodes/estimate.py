@@ -122,7 +122,10 @@ def empty_copy(handle: ComponentHandle) -> Any:
     module = handle.module
     # SAM 2's trunk computes numbers while it is constructed, so it is built with weights and emptied then.
     place = "cpu" if handle.kind in PLAIN_LAYERS else "meta"
-    return type(module)(module.config, dtype=module.dtype, device=place).to("meta").requires_grad_(False)
+    empty = type(module)(module.config, dtype=module.dtype, device=place).to("meta").requires_grad_(False)
+    if getattr(module, "empty_text", None) is not None:
+        empty.empty_text = module.empty_text.to("meta")  # its length counts
+    return empty
 
 
 @lru_cache(maxsize=4)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SettingsError
+from .networks.semantic_attention import SEMANTIC_CHANNELS
+from .networks.semantic_encoder import STRIDE as SEMANTIC_STRIDE
 from .sampling.samplers import make_sampler
 from .sampling.tiles import latent_grid, plan_tiles
 from .segment_run import FEATURE_BUDGET
@@ -28,6 +30,7 @@ from .workload import Work, count, law
 
 STAGES = {"encode": "vae", "semantics": "encoder", "denoise": "denoiser", "decode": "vae"}
 """The stages in their order, and the network of each."""
+CLIP_TOKENS = 77  # of a prompt, where a denoiser does not store the empty one
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def estimate(
     if frames < 1 or height < 1 or width < 1:
         raise SettingsError(f"an estimate needs at least one frame and pixel, got {frames} frames of {width}x{height}")
     denoiser: Any = networks.get("denoiser")
-    encoder = networks.get("encoder")
+    encoder: Any = networks.get("encoder") if denoiser is not None and denoiser.config.semantic_levels else None
     vae: Any = networks["vae"]
     if vae is None:
         raise SettingsError("an estimate needs the VAE")
@@ -111,9 +114,9 @@ def estimate(
     works = {"encode": encode_work(vae, size).times(frames + again), "decode": decode.times(segments)}
     if settings.steps and denoiser is not None:
         steps = len(make_sampler(settings.sampler, settings.steps, settings.strength).timesteps)
-        step, tiles = step_work(denoiser, latent_grid(size, vae.config.downscale), length, settings)
+        step, tiles = step_work(denoiser, encoder, latent_grid(size, vae.config.downscale), length, settings)
         works["denoise"] = step.times(tiles * steps * segments)
-        if encoder is not None and denoiser.config.semantic_levels:
+        if encoder is not None:
             works["semantics"] = semantics_work(encoder, height, width).times(frames)
     weights = {name: weight_bytes(network) for name, network in networks.items() if network is not None}
     held = {**weights, **(stored or {})}
@@ -165,13 +168,19 @@ def _pixel_bytes(size: tuple[int, int], length: int) -> int:
     return 2 * 4 * 3 * length * size[0] * size[1]
 
 
-def step_work(denoiser: Any, grid: tuple[int, int], length: int, settings: RestoreSettings) -> tuple[Work, int]:
-    """One step on one tile of a segment, and the number of tiles."""
+def step_work(
+    denoiser: Any, encoder: Any, grid: tuple[int, int], length: int, settings: RestoreSettings
+) -> tuple[Work, int]:
+    """One step on one tile of a segment, and the number of tiles. encoder: None for a step without semantics."""
     tiles = plan_tiles(*grid, settings.tile, settings.tile_overlap)
     shape = (length, denoiser.config.latent_channels, tiles[0].height, tiles[0].width)
     times = torch.zeros(length, device="meta", dtype=torch.long)
-    text = denoiser.project_text(meta(denoiser, 1, 77, denoiser.config.context_dim))
-    semantics = denoiser.project_semantics(meta(denoiser, length, 256, 64, 64))
+    tokens = CLIP_TOKENS if denoiser.empty_text is None else denoiser.empty_text.shape[1]
+    text = denoiser.project_text(meta(denoiser, 1, tokens, denoiser.config.context_dim))
+    side = None if encoder is None else encoder.config.image_size // SEMANTIC_STRIDE
+    semantics = denoiser.project_semantics(
+        None if side is None else meta(denoiser, length, SEMANTIC_CHANNELS, side, side)
+    )
 
     def step() -> Tensor:
         maps = denoiser.encode_lr(meta(denoiser, *shape), times)
