@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from setevsr_core import cli
+from setevsr_core import cli, vae_tiles
 from setevsr_core import estimate as estimates
 from setevsr_core.errors import SettingsError
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
@@ -99,6 +99,26 @@ def test_the_least_memory_has_the_vae_in_tiles() -> None:
                     for size in ((64, 64), (270, 480)))  # fmt: skip
     assert small.least_bytes == small.device_bytes  # no larger than a tile
     assert large.device_bytes > 20 * 1.9e9 / 2 > 4 * large.least_bytes > 4 * small.least_bytes
+
+
+def test_the_law_of_memory_is_applied_once(
+    networks: dict[str, nn.Module | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decoding(factor: float) -> tuple[float, float]:
+        law = {**estimates.law(), "memory_factor": factor}
+        monkeypatch.setattr(estimates, "law", lambda: law)
+        monkeypatch.setattr(vae_tiles, "law", lambda: law)
+        vae_tiles.bytes_per_latent.cache_clear()
+        found = estimates.estimate(networks, 256, 256, 5, RestoreSettings(scale=4.0, steps=0)).stages["decode"]
+        return found.peak_bytes, found.tiled_bytes
+
+    pixels = 2 * 4 * 3 * 5 * 1024**2
+    try:
+        (peak, tiled), (double_peak, double_tiled) = decoding(1.0), decoding(2.0)
+        assert double_peak == 2 * peak and double_tiled - pixels == pytest.approx(2 * (tiled - pixels))
+        assert tiled < peak and double_tiled < double_peak
+    finally:
+        vae_tiles.bytes_per_latent.cache_clear()
 
 
 def test_features_that_are_not_kept_are_encoded_twice(
