@@ -15,6 +15,7 @@ from ..errors import SettingsError
 from ..networks.denoiser import Denoiser, DenoiserConfig
 from .building import Shapes, build, no_name, reading_sizes, shapes_of, side
 from .files import Source, TensorFile, folder_setting, open_source
+from .key_maps import count
 from .lora import LoRA, apply_loras
 from .native import stored_config
 from .registry import COMPONENTS, DENOISER, converted, find
@@ -120,11 +121,6 @@ def _read_config(shapes: Shapes, head_dim: int, lr_heads: int) -> DenoiserConfig
         )
         sizes["lr_layers"] = count(shapes, "lr_encoder.down_blocks.0.resnets.")
     return DenoiserConfig(**sizes)
-
-
-def count(shapes: Shapes, prefix: str) -> int:
-    """How many modules of a list there are: one more than the highest index behind the prefix."""
-    return 1 + max((int(key[len(prefix) :].split(".", 1)[0]) for key in shapes if key.startswith(prefix)), default=-1)
 
 
 def semantic_levels(shapes: Shapes, levels: int) -> tuple[int, ...]:
