@@ -980,6 +980,23 @@ def test_convert_command(kind: str | None, tmp_path: Path, sd_unet: Any, sd_vae:
     assert shapes_of(files.open_source(target).tensors)
 
 
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_the_empty_text_of_a_file_is_stored_whatever_its_shape(ending: str, tmp_path: Path) -> None:
+    width = TINY.context_dim
+    source, target = tmp_path / "denoiser.safetensors", tmp_path / "out.safetensors"
+    checkpoints.save_native(filled(Denoiser(TINY)), source)
+    write = save_file if ending == ".safetensors" else torch.save
+    text, path = torch.randn(3, width), tmp_path / f"text{ending}"
+    for stored in (text, text[None].clone()):
+        write({"text": stored}, path)
+        assert command_line("convert", str(source), str(target), "--empty-text", str(path)) == 0
+        assert torch.equal(files.open_source(target).tensors["empty_text"], text[None])
+    for wrong in ({"a": text, "b": text.clone()}, {"text": text[:, 1:].clone()}, {"text": torch.zeros(2, 3, width)}):
+        write(wrong, path)
+        with pytest.raises(CheckpointError, match=f"text{ending} holds . tensors, such as .*; expected one text embed"):
+            command_line("convert", str(source), str(target), "--empty-text", str(path))
+
+
 def test_convert_says_what_it_cannot_do(tmp_path: Path) -> None:
     source = str(checkpoints.save_native(filled(TemporalVAE(TINY_VAE)), tmp_path / "vae.safetensors"))
     with pytest.raises(SeTeVSRError, match="--lora, --light and --empty-text are for a denoiser.*comes a vae"):

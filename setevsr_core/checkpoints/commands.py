@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from ..errors import CheckpointError, SettingsError
 from .building import main_dtype
-from .denoiser import load_denoiser
+from .denoiser import load_denoiser, read_text
 from .files import TensorFile, open_source
 from .native import save_native, stored_config
 from .registry import COMPONENTS, DENOISER, KINDS, SEMANTIC, VAE, FileInfo, converted, describe, find, match
@@ -128,7 +128,7 @@ def run_convert(args: argparse.Namespace) -> int:
     dtype = DTYPES[args.dtype] if args.dtype else stored_dtype(file, kind)
     network = LOADERS[kind](file, dtype=dtype, **options)
     if args.empty_text:
-        network.empty_text = read_empty_text(args.empty_text, network.config.context_dim).to(network.dtype)
+        network.empty_text = read_text(args.empty_text, network.config.context_dim).to(network.dtype)
     record = file.metadata if stored_config(file) is not None else {}  # of its training, say
     try:
         save_native(network, target, {**record, "source": Path(file.name).name})
@@ -155,13 +155,3 @@ def denoiser_options(args: argparse.Namespace) -> dict[str, Any]:
     except ValueError as error:
         raise SettingsError(f"the strength of a LoRA must be a number ({error}).") from error
     return {"head_dim": args.head_dim, "lr_heads": args.lr_heads, "loras": loras, "light": args.light}
-
-
-def read_empty_text(path: str, width: int) -> torch.Tensor:
-    """The embedding (1, tokens, width) in a file that holds nothing else."""
-    tensors = list(open_source(path).tensors.values())
-    if len(tensors) != 1 or tensors[0].ndim != 3 or tensors[0].shape[0] != 1 or tensors[0].shape[2] != width:
-        shapes = [list(tensor.shape) for tensor in tensors[:3]]
-        raise CheckpointError(f"{path} holds {len(tensors)} tensors, such as {shapes}; expected one text embedding of "
-                              f"the shape [1, tokens, {width}].")
-    return tensors[0]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingsError
+from ..errors import CheckpointError, SettingsError
 from ..networks.denoiser import Denoiser, DenoiserConfig
 from .building import Shapes, build, no_name, reading_sizes, shapes_of, side
 from .files import Source, TensorFile, folder_setting, open_source
@@ -68,6 +68,19 @@ def load_denoiser(source: Source | TensorFile, *, head_dim: int = 64, lr_heads: 
     if empty_text is not None:
         network.empty_text = empty_text.to(device=device, dtype=network.dtype)
     return network
+
+
+def read_text(source: Source, width: int) -> Tensor:
+    """The text embedding (1, tokens, width) in a file of any format that holds nothing else; stored as that or as
+    (tokens, width). Raises `CheckpointError` for anything else.
+    """
+    file = open_source(source)
+    texts = [tensor[None] if tensor.ndim == 2 else tensor for tensor in file.tensors.values()]
+    if len(texts) != 1 or texts[0].ndim != 3 or texts[0].shape[0] != 1 or texts[0].shape[2] != width:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in list(file.tensors.values())[:3])
+        raise CheckpointError(f"{file.name} holds {len(texts)} tensors, such as {shapes}; expected one text embedding "
+                              f"of the shape (tokens, {width}) or (1, tokens, {width}).")
+    return texts[0]
 
 
 def is_added(name: str) -> bool:
