@@ -34,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--device", help="where it would run (default: CUDA if there is one, else the CPU)")
     parser.add_argument("--dtype", choices=DTYPES, help="number type (default: the device's best)")
     parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -943,7 +943,8 @@ def test_nothing_in_it(source: dict[str, Any]) -> None:
 def command_line(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     commands.add_parser(parser.add_subparsers(required=True))
-    return commands.run(parser.parse_args(arguments))
+    args = parser.parse_args(arguments)
+    return args.run(args)
 
 
 def test_info_command(tmp_path: Path, sd_unet: Any, sd_vae: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,11 +47,6 @@ def add_parser(subparsers: Any) -> None:
     convert.set_defaults(run=run_convert)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run whichever of the two commands was given."""
-    return args.run(args)
-
-
 def run_info(args: argparse.Namespace) -> int:
     file = open_source(args.file, tuple(part for kind in KINDS for part in COMPONENTS[kind]))
     report = info_report(file)
