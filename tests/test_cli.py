@@ -8,6 +8,7 @@ import sys
 import types
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from setevsr_core import cli
 from setevsr_core.errors import SeTeVSRError
+from setevsr_core.streaming import Resume
 from setevsr_core.video.reading import VideoReader
 
 from .video_helpers import audio_packets, make_clip, stream_facts
@@ -117,11 +119,17 @@ class FakeRestorer:
         cls.made = {"name": name, "device": device, "dtype": dtype}
         return cls()
 
-    def stream(self, frames: Iterator[torch.Tensor], *, num_frames: int | None, progress: Any, **settings: Any) -> Any:
+    def fingerprint(self, **settings: Any) -> str:
+        return repr(settings)
+
+    def stream(
+        self, frames: Iterator[torch.Tensor], *, num_frames: int | None, resume: Resume, on_carry: Any, progress: Any,
+        check_cancel: Any, **settings: Any,
+    ) -> Any:  # fmt: skip
         FakeRestorer.asked = {"num_frames": num_frames, **settings}
         if settings.get("steps") == 13:
             raise SeTeVSRError("steps is 13; that is bad luck")
-        return self._blocks(frames, int(settings["scale"]), progress)
+        return self._blocks(islice(frames, resume.first_frame, None), int(settings["scale"]), progress)
 
     def _blocks(self, frames: Iterator[torch.Tensor], scale: int, progress: Any) -> Iterator[torch.Tensor]:
         held: list[torch.Tensor] = []
