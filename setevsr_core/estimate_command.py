@@ -13,10 +13,9 @@ from .devices import usable_device
 from .errors import SettingsError
 from .estimate import describe, estimate, full_size_on_meta, law, matmul_rate, networks_on_meta
 from .precision import automatic_dtype
-from .settings import resolve_settings
+from .settings import DTYPES, resolve_settings
 
 FULL_SIZE = "sd21"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     width, height = parse_size(args.size)
     device = usable_device(args.device)
-    dtype = DTYPES[args.dtype] if args.dtype else automatic_dtype(device)
+    dtype = getattr(torch, args.dtype) if args.dtype else automatic_dtype(device)
     full = args.denoiser_size == FULL_SIZE
     networks, defaults = (full_size_on_meta(dtype), {}) if full else networks_on_meta(args.preset, dtype)
     names = ("scale", "strength", "steps", "length", "overlap", "tile", "tile_overlap", "sampler")

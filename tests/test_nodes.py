@@ -1001,8 +1001,6 @@ def test_preset_decides_what_is_left_open(pack: ModuleType) -> None:
     settings = choices.resolved(open_choices, {"steps": 9, "sampler": "ddim", "strength": 0.5})
     assert (settings.steps, settings.sampler, settings.strength) == (9, "ddim", 0.5)
     assert choices.sampling_choices(steps=20, sampler=widgets.DECODER_ONLY, strength=1.0)["steps"] == 0
-    assert set(widgets.SAMPLERS[1:-1]) == set(part(pack, "setevsr_core.sampling.samplers").SAMPLERS)
-    assert set(widgets.COLOURS) == set(part(pack, "setevsr_core.video.colour").METHODS)
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

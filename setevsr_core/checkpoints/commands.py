@@ -11,15 +11,27 @@ import torch
 from safetensors import SafetensorError
 
 from ..errors import CheckpointError, SettingsError
+from ..settings import DTYPES
 from .building import main_dtype
 from .denoiser import load_denoiser, read_text
 from .files import TensorFile, open_source
 from .native import save_native, stored_config
-from .registry import COMPONENTS, DENOISER, KINDS, SEMANTIC, VAE, FileInfo, converted, describe, find, match
+from .registry import (
+    ALL_COMPONENTS,
+    COMPONENTS,
+    DENOISER,
+    KINDS,
+    SEMANTIC,
+    VAE,
+    FileInfo,
+    converted,
+    describe,
+    find,
+    match,
+)
 from .semantic import load_semantic_encoder
 from .vae import load_temporal_vae
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LOADERS: dict[str, Any] = {DENOISER: load_denoiser, VAE: load_temporal_vae, SEMANTIC: load_semantic_encoder}
 
 
@@ -48,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run_info(args: argparse.Namespace) -> int:
-    file = open_source(args.file, tuple(part for kind in KINDS for part in COMPONENTS[kind]))
+    file = open_source(args.file, ALL_COMPONENTS)
     report = info_report(file)
     print(json.dumps(report, indent=2) if args.json else info_text(report))
     return 0
@@ -112,7 +124,7 @@ def run_convert(args: argparse.Namespace) -> int:
     target = Path(args.target)
     if target.suffix != ".safetensors":
         raise SettingsError(f"The target {target} must end with .safetensors.")
-    wanted = COMPONENTS[args.kind] if args.kind else tuple(part for kind in KINDS for part in COMPONENTS[kind])
+    wanted = COMPONENTS[args.kind] if args.kind else ALL_COMPONENTS
     file = open_source(args.source, wanted)
     kind = args.kind or describe(file).kind
     if kind not in LOADERS:
@@ -120,7 +132,7 @@ def run_convert(args: argparse.Namespace) -> int:
     if kind != DENOISER and (args.lora or args.light or args.empty_text):
         raise SettingsError(f"--lora, --light and --empty-text are for a denoiser; from {file.name} comes a {kind}.")
     options = denoiser_options(args) if kind == DENOISER else {}
-    dtype = DTYPES[args.dtype] if args.dtype else stored_dtype(file, kind)
+    dtype = getattr(torch, args.dtype) if args.dtype else stored_dtype(file, kind)
     network = LOADERS[kind](file, dtype=dtype, **options)
     if args.empty_text:
         network.empty_text = read_text(args.empty_text, network.config.context_dim).to(network.dtype)

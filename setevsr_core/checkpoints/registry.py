@@ -29,6 +29,7 @@ EXPECTED = {
               ".safetensors, also in the layout of the transformers package)",
 }
 COMPONENTS = {DENOISER: ("unet", "denoiser"), VAE: ("vae",), SEMANTIC: ("semantic_encoder", "sam2")}
+ALL_COMPONENTS = tuple(part for kind in KINDS for part in COMPONENTS[kind])
 
 
 @dataclass(frozen=True)
@@ -256,5 +257,4 @@ def describe(file: TensorFile) -> FileInfo:
 
 def identify(source: Source | TensorFile) -> FileInfo:
     """What a file, folder or state dict is, without building a network. Raises `CheckpointError` if unreadable."""
-    components = tuple(part for kind in KINDS for part in COMPONENTS[kind])
-    return describe(open_source(source, components))
+    return describe(open_source(source, ALL_COMPONENTS))
