@@ -229,7 +229,8 @@ def run_restorer(
     cluster: str = "",
 ) -> Any:
     """`restore(restorer, settings)` as the widgets say."""
-    from .choices import cut_choice, resolved, sampling_choices
+    from ..setevsr_core.settings import resolve_settings
+    from .choices import cut_choice, sampling_choices
 
     networks = choose_networks(preset, precision, denoiser, vae, encoder)
     settings = {
@@ -239,7 +240,7 @@ def run_restorer(
         "steady": steady, "steady_result": steady_result,
     }  # fmt: skip
     text = text_of(conditioning)
-    if resolved(settings, networks[0].defaults).steps:
+    if resolve_settings(settings, networks[0].defaults).steps:
         require_denoising(*networks, text)
     settings["text"] = text
 

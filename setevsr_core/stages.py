@@ -162,11 +162,6 @@ def _vae_input(vae: Any, pixels: Tensor) -> Tensor:
     return (pixels * 2 - 1).to(module_dtype(vae))
 
 
-def without_features(encoded: EncodedFrames) -> EncodedFrames:
-    """The same latents without the (large) skip features."""
-    return replace(encoded, features=None)
-
-
 def encode_semantics(
     encoder: Any,
     frames: Tensor,
