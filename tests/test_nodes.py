@@ -998,12 +998,11 @@ def test_cancel_stops_what_comes_before_the_networks(
 
 def test_preset_decides_what_is_left_open(pack: ModuleType) -> None:
     choices, widgets = part(pack, "nodes.choices"), part(pack, "nodes.widgets")
+    resolve_settings = part(pack, "setevsr_core.settings").resolve_settings
     open_choices = choices.sampling_choices(steps=0, sampler=widgets.PRESETS_OWN, strength=0.0)
-    settings = choices.resolved(open_choices, {"steps": 9, "sampler": "ddim", "strength": 0.5})
+    settings = resolve_settings(open_choices, {"steps": 9, "sampler": "ddim", "strength": 0.5})
     assert (settings.steps, settings.sampler, settings.strength) == (9, "ddim", 0.5)
     assert choices.sampling_choices(steps=20, sampler=widgets.DECODER_ONLY, strength=1.0)["steps"] == 0
-    assert set(widgets.SAMPLERS[1:-1]) == set(part(pack, "setevsr_core.sampling.samplers").SAMPLERS)
-    assert set(widgets.COLOURS) == set(part(pack, "setevsr_core.video.colour").METHODS)
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

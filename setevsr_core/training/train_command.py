@@ -108,6 +108,7 @@ def add_parser(subparsers: Any) -> None:
         parser.add_argument(f"--{name}", type=kind, help=text)
     for name, text in FLAGS:
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
+    parser.set_defaults(run=run)
 
 
 def _require_out(args: argparse.Namespace) -> None:
