@@ -79,7 +79,7 @@ def measure(threads: int) -> dict[str, Any]:
         "encode": (lambda: stages.encode_latents(real.vae, frames, 4.0), encode_work(empty.vae, size).times(LENGTH)),
         "semantics": (lambda: stages.encode_semantics(real.encoder, frames),
                       semantics_work(empty.encoder, *frames.shape[1:3]).times(LENGTH)),
-        "denoise": (step, step_work(empty.denoiser, grid, LENGTH, settings)[0]),
+        "denoise": (step, step_work(empty.denoiser, empty.encoder, grid, LENGTH, settings)[0]),
         "decode": (decode, decode_work(empty.vae, size, LENGTH)[0]),
     }  # fmt: skip
     print(f"{LENGTH} frames of {WIDTH}x{frames.shape[1]}, nano, {dtype}, {threads} threads, matrix multiplications "
