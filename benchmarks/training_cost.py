@@ -4,8 +4,8 @@
 
 Nothing is computed: one step with the stage's defaults is played through on tensors without data, so it runs on any
 machine. Hours are operations times steps over `--rate`, in TFLOP/s that the training really reaches on one device (a
-third to a half of what a data sheet promises for bf16 is usual); time for data and the optimiser is not in it. What
-`--checkpointing` saves in memory and adds in time is not in it either.
+third to a half of what a data sheet promises for bf16 is usual); time for data and the optimiser is not in it. Stages
+whose default is `--checkpointing` are counted with what it saves in memory and computes twice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def row(stage_name: str, size: str, rate: float) -> str:
     learning = sum(p.numel() for p in stage.parameters()) / 1e6
     hours = flops * settings.steps / (rate * 1e12) / 3600
     return (f"| {stage_name} | {settings.batch * settings.accumulate} x {settings.frames} x {settings.crop} px "
-            f"| {learning:.1f} | {' | '.join(f'{value:.1f}' for value in gigabytes)} | {flops / 1e12:.1f} "
+            f"| {'yes' if settings.checkpointing else 'no'} | {learning:.1f} "
+            f"| {' | '.join(f'{value:.1f}' for value in gigabytes)} | {flops / 1e12:.1f} "
             f"| {settings.steps} | {hours:.1f} |")
 
 
@@ -40,10 +41,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE")
     parser.add_argument("--rate", type=float, default=100.0, help="TFLOP/s that training reaches (default: 100)")
     args = parser.parse_args(argv)
-    print(f"defaults of {args.size}, GiB without checkpointing, hours at {args.rate:g} TFLOP/s, "
+    print(f"defaults of {args.size}, GiB, hours at {args.rate:g} TFLOP/s, "
           f"torch {torch.__version__}")
-    print("| stage | batch | million weights learn | weights | gradients, Adam, averages | activations | all | "
-          "TFLOP/step | steps | hours |\n|---|---|---|---|---|---|---|---|---|---|")
+    print("| stage | batch | checkpointing | million weights learn | weights | gradients, Adam, averages "
+          "| activations | all | TFLOP/step | steps | hours |\n|---|---|---|---|---|---|---|---|---|---|---|")
     for name in args.stages:
         print(row(name, args.size, args.rate), flush=True)
 

@@ -33,7 +33,7 @@ class EncodeSemantics(io.ComfyNode):
     def execute(cls, segments: SegmentSet, encoder: ComponentHandle | None) -> io.NodeOutput:
         from ..setevsr_core.errors import InputError
         from ..setevsr_core.stages import encode_semantics
-        from .pictures import principal_colours
+        from ..setevsr_core.video.embeddings import principal_colours
         from .progress import NodeProgress
 
         if encoder is None:

@@ -41,3 +41,12 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from .training_helpers import write_networks
 
     return write_networks(tmp_path_factory.mktemp("networks"))
+
+
+@pytest.fixture(scope="session")
+def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VGG16 for the losses, with random weights."""
+    from .training_helpers import write_vgg
+
+    pytest.importorskip("lpips")
+    return write_vgg(tmp_path_factory.mktemp("vgg"))

@@ -446,16 +446,6 @@ def test_the_command_estimates_for_the_device(capsys: pytest.CaptureFixture[str]
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """VGG16's convolutions with random weights: they are there to compute with, not to judge."""
-    models = pytest.importorskip("torchvision.models.vgg")
-    layers = models.make_layers(models.cfgs["D"], batch_norm=False)
-    path = tmp_path_factory.mktemp("vgg") / "vgg16.safetensors"
-    save_file(layers.state_dict(), path)
-    return path
-
-
 def train(stage: str, packed: Path, networks: Path, out: Path, *more: str, steps: int = 2) -> dict[str, Tensor]:
     files = {"vae": "vae", "denoiser": "denoiser", "semantic": "semantic_encoder"}
     named = [part for kind, name in files.items() for part in (f"--{kind}", str(networks / f"{name}.safetensors"))]
@@ -477,7 +467,6 @@ LPIPS_AND_GAN = ("--lpips-weight", "0.1", "--lpips-patch", "32", "--gan-weight",
 def test_a_stage_trains_on_the_device(
     stage: str, more: tuple[str, ...], packed: Path, networks: Path, vgg: Path, tmp_path: Path, say: Say
 ) -> None:
-    pytest.importorskip("lpips")
     name = {"vae": "vae", "decoder": "vae", "semantic": "semantic_encoder"}.get(stage, "denoiser")
     before = load_file(networks / f"{name}.safetensors")
     after = train(stage, packed, networks, tmp_path, "--vgg", str(vgg), *more)

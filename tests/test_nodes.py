@@ -1088,7 +1088,7 @@ def test_compare_refuses_unequal_batches(pack: ModuleType, nodes: dict[str, Any]
 def test_like_meanings_get_like_colours(pack: ModuleType) -> None:
     embeddings = torch.zeros(2, 8, 2, 2)
     embeddings[:, 0, 0], embeddings[:, 1, 1] = 1.0, 1.0
-    picture = part(pack, "nodes.pictures").principal_colours(embeddings, (4, 6))
+    picture = part(pack, "setevsr_core.video.embeddings").principal_colours(embeddings, (4, 6))
     assert picture.shape == (2, 4, 6, 3)
     assert torch.equal(picture[0], picture[1])
     assert (picture[0, 0] - picture[0, 0, 0]).abs().max() < 1e-5
@@ -1099,7 +1099,7 @@ def test_the_picture_of_meanings_needs_no_copy_of_them(pack: ModuleType) -> None
     """Frame by frame it is the picture of all tokens at once."""
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(64, 32, 16, 16, generator=generator) * torch.linspace(3, 1, 32)[:, None, None]
-    pictures, count = part(pack, "nodes.pictures"), part(pack, "setevsr_core.workload").count
+    pictures, count = part(pack, "setevsr_core.video.embeddings"), part(pack, "setevsr_core.workload").count
     tokens = embeddings.double().movedim(1, -1).reshape(-1, 32)
     tokens = tokens - tokens.mean(0)
     axes = torch.linalg.eigh(tokens.T @ tokens)[1].flip(1)[:, :3]

@@ -8,9 +8,12 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -26,15 +30,20 @@ from setevsr_core import checkpoints
 from setevsr_core.cli import main
 from setevsr_core.errors import CheckpointError, SettingsError, TrainingError
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
+from setevsr_core.networks.semantic_encoder import SemanticEncoder, SemanticEncoderConfig
 from setevsr_core.networks.temporal_vae import TemporalVAE, Trunk, VAEConfig
 from setevsr_core.restorer import Restorer
 from setevsr_core.sampling.loop import denoise
 from setevsr_core.sampling.noise import START, frames_noise
 from setevsr_core.sampling.schedules import linspace_timesteps
+from setevsr_core.training import estimate as estimating
+from setevsr_core.training import trainer as training
 from setevsr_core.training.activations import checkpoint_blocks
 from setevsr_core.training.batches import Batch
+from setevsr_core.training.building import build_to_count, build_weightless
 from setevsr_core.training.compact import with_compact_decoder
 from setevsr_core.training.data import PackedDataset
+from setevsr_core.training.denoiser_stages import EncoderTeacher, SemanticStage
 from setevsr_core.training.estimate import estimate_memory, step_flops
 from setevsr_core.training.losses import flow_consistency, temporal_difference
 from setevsr_core.training.options import merged_options, train_settings
@@ -44,11 +53,30 @@ from setevsr_core.training.train_command import FLAGS, NUMBERS, STAGES
 from setevsr_core.training.trainer import Stage, Trainer, TrainSettings
 from setevsr_core.training.vae_stages import Adversary, PixelLoss, VAEStage, random_windows
 from setevsr_core.video.motion import warp
+from setevsr_core.workload import _Counter
 from tools import compact
 
 from .training_helpers import TINY_DENOISER, TINY_VAE, compact_upscaler
 
 GAN = ("--gan-weight", "0.1", "--gan-start", "1")
+LPIPS = ("--lpips-weight", "0.1", "--lpips-patch", "32")
+WRITTEN = {"vae": "vae", "decoder": "vae", "semantic": "semantic_encoder"}
+"""The network that a stage writes, where it is not the denoiser."""
+
+
+@pytest.fixture
+def counted() -> None:
+    """Starts say what a step takes, as ever."""
+
+
+@pytest.fixture(autouse=True)
+def _uncounted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts count nothing, which takes seconds each, unless a test asks for `counted`."""
+    if "counted" not in request.fixturenames:
+        monkeypatch.setattr(estimating, "estimate_memory", lambda *_: "not counted")
+
+
+CPU = torch.device("cpu")
 
 
 class Squared(Stage):
@@ -75,8 +103,7 @@ def arguments(stage: str, packed: Path, networks: Path, out: Path, *more: str, s
 
 def train(stage: str, packed: Path, networks: Path, out: Path, *more: str, steps: int = 3) -> dict[str, torch.Tensor]:
     assert main(arguments(stage, packed, networks, out, *more, steps=steps)) == 0
-    name = "vae" if stage in ("vae", "decoder") else "denoiser"
-    return load_file(out / f"{name}.safetensors")
+    return load_file(out / f"{WRITTEN.get(stage, 'denoiser')}.safetensors")
 
 
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
@@ -105,6 +132,81 @@ def test_a_stage_trains_what_it_should(stage: str, packed: Path, networks: Path,
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["steps"] == 3 and record["pack"] == {"steady": 2}
     assert list((tmp_path / "samples").glob("*.jpg"))
+
+
+@pytest.mark.parametrize(("stage", "loss", "more"), [("vae", "lpips", LPIPS), ("semantic", "cosine", ())])
+def test_a_stage_that_looks_through_vgg_trains(
+    stage: str, loss: str, more: tuple[str, ...], packed: Path, networks: Path, vgg: Path, tmp_path: Path
+) -> None:
+    before = load_file(networks / f"{WRITTEN[stage]}.safetensors")
+    files = ("--vgg", str(vgg), "--semantic", str(networks / "semantic_encoder.safetensors"))
+    small = ("--batch", "1", "--frames", "1")
+    assert changed(before, train(stage, packed, networks, tmp_path, *files, *small, *more, steps=2))
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert all(0 < float(row[loss]) < 2 for row in rows)
+    with Image.open(tmp_path / "samples" / "000002.jpg") as strip:
+        assert strip.size == (64, (5 if stage == "vae" else 4) * 64)
+
+
+# ---- a semantic encoder that learns from another --------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A native encoder that sees frames at half of nano's size, so that its grid is another one."""
+    torch.manual_seed(7)
+    encoder = SemanticEncoder(SemanticEncoderConfig.nano(image_size=128))
+    return checkpoints.save_native(encoder, tmp_path_factory.mktemp("sam") / "teacher.safetensors")
+
+
+def test_a_semantic_encoder_learns_from_another(
+    packed: Path, networks: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--semantic", str(networks / "semantic_encoder.safetensors"), "--teacher")
+    after = train("semantic", packed, networks, tmp_path, *more, str(teacher))
+    assert changed(load_file(networks / "semantic_encoder.safetensors"), after)
+    cosines = [float(row["cosine"]) for row in csv.DictReader((tmp_path / "log.csv").open())]
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["final_cosine"] < cosines[0]
+    assert record["options"]["teacher"] == f"{teacher.parent.name}/teacher.safetensors"
+    head = torch.load(tmp_path / "state.pt", weights_only=True)["networks"]["head"]
+    assert head["weight"].shape == (256, 256, 1, 1)
+    with Image.open(tmp_path / "samples" / "000003.jpg") as strip:
+        assert strip.size == (4 * 64, 4 * 64) and len(np.unique(np.asarray(strip)[64:192])) > 50
+    other = shutil.copy(teacher, tmp_path / "other.safetensors")
+    for stage, file, said in (
+        ("semantic", other, "not '.*/other.safetensors'"),
+        ("semantic", networks / "vae.safetensors", "vae.safetensors"),
+        ("stage1", teacher, "--teacher has no meaning for 'stage1': leave it out, or give it to the stage 'semantic'"),
+    ):
+        assert main(arguments(stage, packed, networks, tmp_path, *more, str(file))) == 2
+        assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_teaching_encoder_stays_as_it_is_and_fits_the_students_grid(teacher: Path) -> None:
+    student = SemanticEncoder(SemanticEncoderConfig.nano(image_size=64))
+    encoder = checkpoints.load_semantic_encoder(teacher, dtype=torch.float32)
+    stage = SemanticStage(student, EncoderTeacher(encoder))
+    hr = torch.rand(2, 3, 64, 64) * 2 - 1
+    batch = Batch(F.avg_pool2d(hr, 4), hr, 1, torch.Generator())
+    stage.losses(batch)["cosine"].backward()
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in stage.teacher.parameters())
+    assert all(parameter.grad is not None for parameter in stage.head.parameters())
+    target = stage.teacher(hr, (4, 4))
+    assert target.shape == (2, 256, 4, 4)
+    torch.testing.assert_close(target.norm(dim=1), torch.ones(2, 4, 4))
+    with torch.no_grad():  # the same grid: the embedding of the clean frame itself
+        plain = encoder((hr.movedim(1, -1) + 1) / 2)
+        torch.testing.assert_close(stage.teacher(hr, (8, 8)), F.normalize(plain, dim=1))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        rows = stage.sample(batch)
+    assert [row.shape for row in rows] == [(2, 3, 64, 64)] * 4 and all(row.isfinite().all() for row in rows)
+
+
+def test_an_estimate_counts_the_teacher(teacher: Path) -> None:
+    options = merged_options("semantic", "nano", {"batch": 1, "device": "cpu", "teacher": teacher})
+    found = estimate_memory(build_to_count(options, CPU), train_settings(options), CPU)
+    encoder, head = 4 * sum(value.numel() for value in load_file(teacher).values()), 4 * (256 * 256 + 256)
+    assert found.weights == 2 * encoder + head  # the student is as large
+    assert found.learning == 4 * (encoder + head)
 
 
 def test_stage1_gives_a_plain_network_what_it_lacks_and_trains_that_alone(
@@ -336,25 +438,120 @@ def test_the_perceptual_loss_looks_at_no_more_pictures_than_it_should(pictures: 
     assert loss(torch.zeros(pictures, 3, 8, 8), torch.zeros(pictures, 3, 8, 8), batch)["lpips"] == seen
 
 
-@pytest.mark.parametrize(("stage", "loss", "more"), [("stage1", "eps_mse", ()), ("decoder", "adversarial", GAN)])
-def test_an_interrupted_run_ends_with_the_same_bits(
-    stage: str, loss: str, more: tuple[str, ...], packed: Path, networks: Path, tmp_path: Path
+class Killed(BaseException):
+    """Ends a run where a kill would."""
+
+
+def kill_between_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the third step, whose row is in the curves already."""
+    log = Trainer._log
+
+    def last_words(self: Trainer, values: Any) -> None:
+        log(self, values)
+        if self.step == 3:
+            raise Killed
+
+    monkeypatch.setattr(Trainer, "_log", last_words)
+
+
+def kill_after_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the first state lies there, and no picture yet."""
+    monkeypatch.setattr(Trainer, "_strip", lambda self: (_ for _ in ()).throw(Killed))
+
+
+def kill_within_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the second state is half written, under another name."""
+    sync, saves = training.sync_file, iter(range(9))
+
+    def torn(path: Path) -> None:
+        if next(saves) == 1:
+            path.write_bytes(path.read_bytes()[:1000])
+            raise Killed
+        sync(path)
+
+    monkeypatch.setattr(training, "sync_file", torn)
+
+
+@pytest.mark.parametrize(("stage", "loss", "more", "kill"), [
+    ("vae", "adversarial", GAN, kill_after_a_save),
+    ("semantic", "cosine", ("--teacher", "teacher"), kill_between_saves),
+    ("stage2", "eps_mse", ("--draws", "2"), kill_between_saves),
+    ("decoder", "adversarial", GAN, kill_between_saves),
+    ("turbo", "adversarial", (*GAN, "--with-decoder", "--rollout-steps", "1"), kill_within_a_save),
+])  # fmt: skip
+def test_a_killed_and_resumed_run_ends_with_the_same_bits(
+    stage: str, loss: str, more: tuple[str, ...], kill: Callable[[pytest.MonkeyPatch], None], packed: Path,
+    networks: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Trainer, "_strip", lambda self: None)  # pictures take longer than the steps here
+    more = ("--batch", "1", "--frames", "2", *(str(teacher) if word == "teacher" else word for word in more))
     whole = train(stage, packed, networks, tmp_path / "whole", *more, steps=4)
-    train(stage, packed, networks, tmp_path / "halves", *more, steps=2)
-    with (tmp_path / "halves" / "log.csv").open("a") as log:  # what a kill after the last checkpoint leaves there
-        log.write("3,9.9,0.5\r\n2,9")
-    resumed = train(stage, packed, networks, tmp_path / "halves", *more, steps=4)
+    with monkeypatch.context() as context, pytest.raises(Killed):
+        kill(context)
+        train(stage, packed, networks, tmp_path / "killed", *more, steps=4)
+    assert not (tmp_path / "killed" / "record.json").exists()
+    assert torch.load(tmp_path / "killed" / "state.pt", weights_only=True)["step"] == 2
+    with (tmp_path / "killed" / "log.csv").open("a") as log:
+        log.write("2,9")  # a row that was half written
+    resumed = train(stage, packed, networks, tmp_path / "killed", *more, steps=4)
     assert not changed(whole, resumed)
-    curves = [[row[name] for row in csv.DictReader((tmp_path / run / "log.csv").open()) for name in ("step", loss)]
-              for run in ("whole", "halves")]
-    assert curves[0] == curves[1] and float(curves[0][-1]) != 0
-    states = [torch.load(tmp_path / run / "state.pt", weights_only=True) for run in ("whole", "halves")]
-    for part in ("networks", "ema", "optimizer", "stage"):
-        assert_same(states[0][part], states[1][part])
-    if more:
-        adversary = states[0]["stage"]["adversary"]
+    states = assert_same_runs(tmp_path / "whole", tmp_path / "killed", loss)
+    if GAN[0] in more:
+        adversary = states["stage"]["adversary"]
         assert adversary["active"] and any(name.endswith("_u") for name in adversary["network"])
+
+
+def test_a_run_that_the_system_kills_resumes_to_the_same_bits(packed: Path, networks: Path, tmp_path: Path) -> None:
+    """SIGKILL, between two saves. It would run for ever, so how long the whole run is may be told afterwards."""
+    more = ("--save-every", "3", "--decay-from", "1", "--device", "cpu")
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-m", "setevsr_core.cli",
+               *arguments("stage1", packed, networks, out, *more, steps=10**6)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": "."}
+    with (tmp_path / "said").open("w") as said:
+        running = subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environment, stderr=said)
+        try:
+            end = time.monotonic() + 300
+            while not ((out / "state.pt").exists() and (out / "log.csv").read_text().count("\n") > 4):
+                assert running.poll() is None and time.monotonic() < end, (tmp_path / "said").read_text()[-3000:]
+                time.sleep(0.01)
+        finally:
+            running.kill()
+            running.wait()
+    assert running.returncode == -signal.SIGKILL and not (out / "record.json").exists()
+    assert (tmp_path / "said").read_text().count("GiB of device memory") == 1
+    steps = torch.load(out / "state.pt", weights_only=True)["step"] + 2
+    resumed = train("stage1", packed, networks, out, *more, steps=steps)
+    assert not changed(train("stage1", packed, networks, whole, *more, steps=steps), resumed)
+    assert_same_runs(whole, out, "eps_mse")
+
+
+def test_a_resumed_run_stays_with_the_segments_that_it_began_on(packed: Path, tmp_path: Path) -> None:
+    """Packing may go on meanwhile."""
+    def run(name: str, steps: int) -> dict[str, torch.Tensor]:
+        settings = TrainSettings(steps=steps, batch=2, crop=64, frames=1, learning_rate=1e-3, precision="fp32",
+                                 device="cpu", save_every=2)
+        torch.manual_seed(0)
+        network = torch.nn.Linear(64, 8)
+        Trainer(Squared(network), PackedDataset(pack), settings, tmp_path / name, lambda *_: None).run()
+        return network.state_dict()
+
+    pack = shutil.copytree(packed, tmp_path / "pack")
+    whole = run("whole", 8)
+    run("killed", 2)
+    shutil.copytree(pack / "shard_00000", pack / "shard_00001")
+    assert not changed(whole, run("killed", 8)) and changed(whole, run("new", 8))
+
+
+def assert_same_runs(first: Path, second: Path, loss: str) -> dict[str, Any]:
+    """Curves hold every step once and the same losses, states are equal bit for bit; returns the first state."""
+    curves = [[row[name] for row in csv.DictReader((run / "log.csv").open()) for name in ("step", loss)]
+              for run in (first, second)]
+    assert curves[0] == curves[1] and float(curves[0][-1]) != 0
+    states = [torch.load(run / "state.pt", weights_only=True) for run in (first, second)]
+    for part in ("step", "networks", "ema", "optimizer", "stage"):
+        assert_same(states[0][part], states[1][part])
+    return states[0]
 
 
 def assert_same(first: Any, second: Any) -> None:
@@ -577,7 +774,7 @@ def test_checkpointing_computes_a_trunk_again_piece_by_piece() -> None:
 
 
 def test_estimate_prints_memory_and_trains_nothing(
-    networks: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    networks: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, counted: None
 ) -> None:
     with caplog.at_level(logging.INFO):
         assert main(["train", "stage1", "--vae", str(networks / "vae.safetensors"), "--out", str(tmp_path / "run"),
@@ -596,6 +793,31 @@ def test_estimated_activations_are_those_of_a_real_step(networks: Path) -> None:
     # Kept per row of 64: the input, what SiLU saw, what it gave; and the 8 of the square.
     assert estimate.activations == 10 * 3 * (64 + 64 + 64 + 8) * 4
     assert estimate.learning == 4 * 4 * (64 * 64 + 64 + 64 * 8 + 8)
+
+
+def test_an_estimate_counts_what_checkpointing_leaves() -> None:
+    """It is the most that lives at once in a real step, but for gradients on their way, and changes nothing."""
+    vae = TemporalVAE(TINY_VAE)
+    stage = VAEStage(vae, PixelLoss(None, 0, 1))
+    settings = TrainSettings(steps=1, batch=3, crop=128, frames=1, learning_rate=1e-3, precision="fp32")
+    plain = estimate_memory(stage, settings, CPU).activations
+    found = estimate_memory(stage, replace(settings, checkpointing=True), CPU).activations
+    assert found < 0.7 * plain == 0.7 * estimate_memory(stage, settings, CPU).activations
+    assert checkpoint_blocks(vae) > 0
+    hr = torch.rand(3, 3, 128, 128)
+    with _Counter() as counter:
+        losses = stage.losses(Batch(F.avg_pool2d(hr, 4), hr, 1, torch.Generator().manual_seed(0)))
+        torch.stack(list(losses.values())).sum().backward()
+    assert found < counter.peak < 1.15 * found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_papers_settings_fit_an_accelerator_of_80_gigabytes(stage: str) -> None:
+    # The rollout before the decoder keeps nothing, and counting without it takes half the time.
+    given = {"device": "cpu", **({"lr_share": 1.0} if stage == "decoder" else {})}
+    options = merged_options(stage, "sd21", given)
+    memory = estimate_memory(build_weightless(options, CPU), train_settings(options), CPU)
+    assert memory.total < 79 * 2**30
 
 
 def test_an_estimate_counts_the_networks_of_the_losses_and_leaves_them_alone() -> None:
@@ -619,13 +841,13 @@ def test_an_estimate_counts_the_networks_of_the_losses_and_leaves_them_alone() -
 
 
 def test_estimate_needs_no_files_and_no_folder(
-    packed: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    packed: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], counted: None
 ) -> None:
     """Networks that are not given are counted at the size's defaults, and hold no data meanwhile."""
     with caplog.at_level(logging.INFO):
-        assert main(["train", "decoder", "--estimate", "--device", "cpu"]) == 0
+        assert main(["train", "stage2", "--estimate", "--device", "cpu"]) == 0
     found = re.search(r"about .*weights ([0-9.]+), gradients, Adam, averages ([0-9.]+)", caplog.text)
-    assert found and float(found[1]) > 0 and float(found[2]) > 0
+    assert found and float(found[1]) > 0
     for command in (["train", "vae", "--data", str(packed)], ["train", "preset", "--estimate"]):
         assert main(command) != 0
         assert "training needs --out" in capsys.readouterr().err

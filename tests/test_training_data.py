@@ -171,13 +171,17 @@ def test_sample_refuses_crops_that_do_not_fit(packed: Path) -> None:
             data.sample(np.random.default_rng(0), 1, crop_hr=crop, frames=frames)
 
 
-def test_dataset_takes_in_new_shards_and_ignores_unfinished_ones(material: Path, tmp_path: Path) -> None:
+def test_a_dataset_is_the_shards_that_were_finished_and_can_be_told_which(material: Path, tmp_path: Path) -> None:
     out = pack([material], tmp_path, segments=4, **SMALL)
-    data = PackedDataset(out)
     (out / "shard_00001.part").mkdir()
-    assert data.refresh() == 4
+    before = PackedDataset(out)
     pack([material], out, segments=8, **SMALL)
-    assert data.refresh() == 8
+    after = PackedDataset(out)
+    assert (len(before), len(after)) == (4, 8) and after.shards == ["shard_00000", "shard_00001"]
+    after.take(before.shards)
+    assert len(after) == 4 and np.array_equal(after.segment(3)[1], before.segment(3)[1])
+    with pytest.raises(InputError, match="lacks shard_00007, on which this training began: pack it again"):
+        after.take(["shard_00000", "shard_00007"])
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:

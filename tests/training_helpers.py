@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from safetensors.torch import save_file
 
 from setevsr_core import checkpoints
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
@@ -42,6 +44,15 @@ def write_networks(folder: Path) -> Path:
     checkpoints.save_native(denoiser, folder / "denoiser.safetensors")
     checkpoints.save_native(SemanticEncoder(SemanticEncoderConfig.nano()), folder / "semantic_encoder.safetensors")
     return folder
+
+
+def write_vgg(folder: Path) -> Path:
+    """VGG16's convolutions with random weights: they are there to compute with, not to judge."""
+    models = pytest.importorskip("torchvision.models.vgg")
+    layers = models.make_layers(models.cfgs["D"], batch_norm=False)
+    path = folder / "vgg16.safetensors"
+    save_file(layers.state_dict(), path)
+    return path
 
 
 def compact_upscaler(width: int, inner: int, scale: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._guards import detect_fake_mode
 
 from .. import checkpoints
 from ..checkpoints.denoiser import read_text
@@ -18,7 +19,7 @@ from ..networks.initialise import start_vae, zero_new_modules
 from ..networks.semantic_encoder import SemanticEncoder, SemanticEncoderConfig
 from ..networks.temporal_vae import TemporalVAE, VAEConfig
 from .compact import read_compact, with_compact_decoder
-from .denoiser_stages import DenoiserStage, SemanticStage, VGGTeacher
+from .denoiser_stages import DenoiserStage, EncoderTeacher, SemanticStage, Teacher, VGGTeacher
 from .losses import PerceptualLoss
 from .rollout_stages import DecoderStage, Learning, TurboStage
 from .trainer import Stage
@@ -35,6 +36,7 @@ def build_stage(options: argparse.Namespace, device: torch.device) -> Stage:
     where a file is wrong.
     """
     check_decoder_options(options)
+    check_teacher(options)
     torch.manual_seed(options.seed)
     with device:  # whatever is made new is made there
         return _build(options, device)
@@ -43,7 +45,7 @@ def build_stage(options: argparse.Namespace, device: torch.device) -> Stage:
 def build_to_count(options: argparse.Namespace, device: torch.device) -> Stage:
     """The stage as it would be trained, to count what a step takes; of `build_weightless` where files are missing."""
     needed = {"vae": (), "semantic": (), "stage1": ("vae",), "stage2": ("vae",)}.get(options.stage, ("vae", "denoiser"))
-    given = [name for name in LOADERS if getattr(options, name) is not None]
+    given = [name for name in (*LOADERS, "teacher") if getattr(options, name) is not None]
     complete = given and all(name in given for name in needed)
     return build_stage(options, device) if complete else build_weightless(options, device)
 
@@ -58,7 +60,8 @@ def build_weightless(options: argparse.Namespace, device: torch.device) -> Stage
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     check_decoder_options(options)
-    options = argparse.Namespace(**{**vars(options), **dict.fromkeys((*LOADERS, "text", "compact"))})
+    check_teacher(options)
+    options = argparse.Namespace(**{**vars(options), **dict.fromkeys((*LOADERS, "text", "compact", "teacher"))})
     # Made of numbers on the CPU, since Hiera computes with them while it is constructed; then faked on the device.
     encoder = _semantic(options, torch.device("cpu"))
     with mode, device:  # fake tensors cannot change places inside a module: all are made on the device
@@ -67,6 +70,13 @@ def build_weightless(options: argparse.Namespace, device: torch.device) -> Stage
         if options.stage in ("decoder", "turbo"):
             options.denoiser = _denoiser(options, device)
         return _build(options, device)
+
+
+def check_teacher(options: argparse.Namespace) -> None:
+    """SettingsError for a teacher's file where none teaches: that of `turbo` is the denoiser itself."""
+    if options.teacher and options.stage != "semantic":
+        raise SettingsError(f"--teacher has no meaning for '{options.stage}': leave it out, or give it to the stage "
+                            "'semantic'")
 
 
 def check_decoder_options(options: argparse.Namespace) -> None:
@@ -93,7 +103,7 @@ def _build(options: argparse.Namespace, device: torch.device) -> Stage:
         return VAEStage(_vae(options, device), _pixel_loss(options, device), _adversary(options, device),
                         lr_share=options.lr_share)
     if options.stage == "semantic":
-        return SemanticStage(_semantic(options, device), VGGTeacher(options.vgg, device))
+        return SemanticStage(_semantic(options, device), _teacher(options, device))
     path = _needed(options, "vae")
     adds = isinstance(path, Path) and (options.stage == "decoder" or options.stage == "turbo" and options.with_decoder)
     vae = _with_new_layers(path, options, device) if adds else load("vae", path, device)
@@ -123,7 +133,8 @@ def _vae(options: argparse.Namespace, device: torch.device) -> TemporalVAE:
         return load("vae", options.vae, device)
     config = getattr(VAEConfig, options.size)()
     vae = TemporalVAE(replace(config, **_additions(options, config)))
-    start_vae(vae)
+    if not detect_fake_mode():  # what has no data needs no start values, and setting them takes half a minute
+        start_vae(vae)
     return vae
 
 
@@ -132,6 +143,12 @@ def _semantic(options: argparse.Namespace, device: torch.device) -> SemanticEnco
         return load("semantic", options.semantic, device)
     config = SemanticEncoderConfig.nano() if options.size == "nano" else SemanticEncoderConfig.sam2("tiny")
     return SemanticEncoder(config, device=device)
+
+
+def _teacher(options: argparse.Namespace, device: torch.device) -> Teacher:
+    if options.teacher:
+        return EncoderTeacher(load("semantic", options.teacher, device))
+    return VGGTeacher(options.vgg, device)
 
 
 def _denoiser(options: argparse.Namespace, device: torch.device) -> Denoiser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ __all__ = ["PackSettings", "PackedDataset", "Source", "pack"]
 
 
 class PackedDataset:
-    """The finished shards of a packed folder; arrays stay on disk and are read through memory maps."""
+    """The shards of a packed folder that are finished by now; arrays stay on disk and are read through memory maps."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -28,17 +29,25 @@ class PackedDataset:
         self.frames, self.size, self.scale = (int(settings[key]) for key in ("frames", "size", "scale"))
         self._shards: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._index: list[tuple[str, int]] = []
-        if not self.refresh():
+        self.take(sorted(path.name for path in self.folder.glob("shard_?????")))
+        if not self._index:
             raise InputError(f"'{folder}' holds no finished shard yet; wait for the packing or run it again.")
 
-    def refresh(self) -> int:
-        """Take in shards that were finished since; returns the number of segments now in use."""
-        for path in sorted(self.folder.glob("shard_?????")):
-            if path.name not in self._shards:
-                hr = np.load(path / "hr.npy", mmap_mode="r")
-                self._shards[path.name] = (hr, np.load(path / "lr.npy", mmap_mode="r"))
-                self._index += [(path.name, row) for row in range(len(hr))]
-        return len(self._index)
+    @property
+    def shards(self) -> list[str]:
+        """The names of the shards in use."""
+        return list(self._shards)
+
+    def take(self, shards: Sequence[str]) -> None:
+        """Draw from these shards alone, whatever was packed since. Errors: InputError for one that is not there."""
+        self._shards, self._index = {}, []
+        for name in shards:
+            path = self.folder / name
+            if not path.is_dir():
+                raise InputError(f"'{self.folder}' lacks {name}, on which this training began: pack it again.")
+            hr = np.load(path / "hr.npy", mmap_mode="r")
+            self._shards[name] = (hr, np.load(path / "lr.npy", mmap_mode="r"))
+            self._index += [(name, row) for row in range(len(hr))]
 
     def __len__(self) -> int:
         return len(self._index)

@@ -14,6 +14,7 @@ from ..networks.denoiser import Denoiser
 from ..networks.semantic_encoder import IMAGENET_MEAN, IMAGENET_STD, SemanticEncoder
 from ..networks.temporal_vae import TemporalVAE
 from ..sampling.schedules import NUM_TRAIN_TIMESTEPS, abar
+from ..video.embeddings import principal_colours
 from .batches import Batch
 from .trainer import Stage, learn_alone
 from .vae_stages import enlarge
@@ -99,10 +100,12 @@ class DenoiserStage(Stage):
 
 
 class VGGTeacher(nn.Module):
-    """Deep features of clean frames: VGG16 up to relu4_3, 512 channels at an eighth of the size, each of norm 1.
+    """Deep features of clean frames: VGG16 up to relu4_3, at an eighth of the size.
 
     weights: as of `losses.PerceptualLoss`. device: where the frames will be.
     """
+
+    channels = 512
 
     def __init__(self, weights: Path | None, device: torch.device | str = "cpu"):
         super().__init__()
@@ -110,37 +113,75 @@ class VGGTeacher(nn.Module):
 
         self.net = vgg_metric(weights, "the semantic stage's teacher", device).net.requires_grad_(False)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 3, H, W) in -1..1 -> (N, 512, H/8, W/8)."""
+    def forward(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Pixels (N, 3, H, W) in -1..1 -> (N, 512, *grid), each feature of norm 1; frames are resized to fit the grid.
+        """
+        pixels = _resized(pixels, (8 * grid[0], 8 * grid[1]))
         mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
         features = self.net(((pixels + 1) / 2 - mean) / std).relu4_3
         return F.normalize(features.float(), dim=1)
 
 
+class EncoderTeacher(nn.Module):
+    """The image embedding of clean frames by a trained semantic encoder, such as SAM 2's; it stays as it is."""
+
+    channels = 256
+
+    def __init__(self, encoder: SemanticEncoder):
+        super().__init__()
+        self.encoder = encoder.eval().requires_grad_(False)
+
+    def forward(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Pixels (N, 3, H, W) in -1..1 -> (N, 256, *grid), each embedding of norm 1.
+
+        The encoder resizes frames to a size of its own, so embeddings are what is resized to the grid here.
+        """
+        embeddings = self.encoder((pixels.movedim(1, -1) + 1) / 2)
+        return F.normalize(_resized(embeddings.float(), grid), dim=1)
+
+
+Teacher = VGGTeacher | EncoderTeacher
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
+
+
 class SemanticStage(Stage):
     """A small Hiera encoder learns to see through degradation: from the degraded frame to features of the clean one.
 
-    The teacher's features (of the clean frame, resized so that both grids agree) are predicted by a linear head from
-    the 256-channel embedding; the head is thrown away. Loss: 1 - cosine similarity per position.
+    The teacher's features of the clean frame are predicted by a linear head from the 256-channel embedding; the head
+    is thrown away. Loss: 1 - cosine similarity per position.
     """
 
     name = "semantic"
 
-    def __init__(self, encoder: SemanticEncoder, teacher: VGGTeacher):
+    def __init__(self, encoder: SemanticEncoder, teacher: Teacher):
         self.encoder, self.teacher = encoder, teacher
-        self.head = nn.Conv2d(256, 512, 1, device=next(encoder.parameters()).device)
+        self.head = nn.Conv2d(256, teacher.channels, 1, device=next(encoder.parameters()).device)
         self.networks: dict[str, nn.Module] = {"semantic_encoder": encoder, "head": self.head}
 
     def parameters(self) -> list[nn.Parameter]:
         return [*self.encoder.parameters(), *self.head.parameters()]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
+        return {"cosine": 1 - F.cosine_similarity(*self._features(batch), dim=1).mean()}
+
+    def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the student predicts of the degraded frames, and what the teacher sees in the clean ones."""
         embedding = self.encoder((batch.lr.movedim(1, -1) + 1) / 2)
         with torch.no_grad():
-            size = (8 * embedding.shape[-2], 8 * embedding.shape[-1])
-            target = self.teacher(F.interpolate(batch.hr, size, mode="bilinear", antialias=True, align_corners=False))
-        similarity = F.cosine_similarity(self.head(embedding).float(), target, dim=1)
-        return {"cosine": 1 - similarity.mean()}
+            target = self.teacher(batch.hr, (embedding.shape[-2], embedding.shape[-1]))
+        return self.head(embedding).float(), target
+
+    def sample(self, batch: Batch) -> list[Tensor]:
+        """Degraded frames, the student's features and the teacher's (like ones in like colours), and clean frames."""
+        predicted, target = self._features(batch)
+        size = (batch.hr.shape[-2], batch.hr.shape[-1])
+        with torch.autocast("cpu", enabled=False):  # where the colours are computed, whatever the device
+            colours = principal_colours(torch.cat([F.normalize(predicted, dim=1), target]), size)
+        student, teacher = (colours.movedim(-1, 1) * 2 - 1).to(batch.hr).chunk(2)
+        return [enlarge(batch.lr, batch.hr), student, teacher, batch.hr]
 
     @torch.no_grad()
     def finish(self, next_batch: Callable[[], Batch]) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from .activations import Call, forgetful, wrapped_blocks
 from .batches import Batch
 from .trainer import Stage, TrainSettings
 from .vae_stages import PictureStage
@@ -27,7 +29,7 @@ SLACK = 1.15
 class MemoryEstimate:
     """Bytes on the device: weights of all networks, gradients + Adam + averages of what learns, kept activations.
 
-    The networks of the losses (VGG16, the discriminator) count as the others do.
+    The networks of the losses (VGG16, the discriminator) and a teacher count as the others do.
     """
 
     weights: int
@@ -54,14 +56,15 @@ class _FakeBatch(Batch):
 def estimate_memory(stage: Stage, settings: TrainSettings, device: torch.device, scale: int = 4) -> MemoryEstimate:
     """Memory of one step of `stage`, whose networks lie on `device` or are fake tensors.
 
-    Activation checkpointing is not counted: with it, activations take a fraction of the figure.
+    With checkpointing the activations are what is kept outside of the blocks, all inputs of blocks, and the inside of
+    the largest block, which the backward pass computes again.
     """
     weights = _bytes(tensor for network in taking_part(stage) for tensor in network.state_dict().values())
     learning = 4 * _bytes(stage.parameters())  # gradients, two moments of Adam, and the averaged weights
     adversary = stage.adversary if isinstance(stage, PictureStage) else None
     kept, judged = _Kept(), _Kept()
     with played(stage, settings, device, scale) as batch, adversary.counted() if adversary else nullcontext():
-        with kept:
+        with kept, wrapped_blocks(_forgetting(stage, settings), kept.forgotten):
             stage.losses(batch)
         with judged:
             if isinstance(stage, PictureStage):
@@ -69,7 +72,12 @@ def estimate_memory(stage: Stage, settings: TrainSettings, device: torch.device,
     if adversary:
         learning += 3 * _bytes(adversary.network.parameters())  # it is not averaged
     # The discriminator judges after the backward pass, which has let go of all that the losses kept.
-    return MemoryEstimate(weights, learning, max(kept.bytes, judged.bytes))
+    return MemoryEstimate(weights, learning, max(kept.bytes + kept.largest, judged.bytes))
+
+
+def _forgetting(stage: Stage, settings: TrainSettings) -> list[nn.Module]:
+    """The networks whose blocks forget their activations."""
+    return stage.gradient_path() if settings.checkpointing else []
 
 
 def taking_part(stage: Stage) -> list[nn.Module]:
@@ -87,11 +95,11 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def step_flops(stage: Stage, settings: TrainSettings, device: torch.device, scale: int = 4) -> float:
     """Floating point operations of one optimiser step in one process, forward and backward (a multiply-add is two).
 
-    Counted are matrix multiplications, convolutions and attention, each once: without checkpointing's second pass.
+    Counted are matrix multiplications, convolutions and attention, and with checkpointing its second pass.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    with played(stage, settings, device, scale) as batch:
+    with played(stage, settings, device, scale) as batch, wrapped_blocks(_forgetting(stage, settings), forgetful):
         with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as counter:
             torch.stack([loss.float() for loss in stage.losses(batch).values()]).sum().backward()
     for parameter in stage.parameters():
@@ -109,8 +117,9 @@ def played(stage: Stage, settings: TrainSettings, device: torch.device, scale: i
     dtype = settings.on(device).autocast_dtype
     count, small = settings.batch * settings.frames, settings.crop // scale
     with mode, torch.autocast(device.type, dtype, enabled=dtype is not None):
-        lr = torch.zeros(count, 3, small, small, device=device)
-        hr = torch.zeros(count, 3, settings.crop, settings.crop, device=device)
+        # Where the weights say they lie: a CPU may be called "cpu:0", which fake tensors take for another device.
+        lr = torch.zeros(count, 3, small, small, device=first.device)
+        hr = torch.zeros(count, 3, settings.crop, settings.crop, device=first.device)
         yield _FakeBatch(lr, hr, settings.frames, torch.Generator())
 
 
@@ -130,20 +139,40 @@ def _cpu_attention() -> dict[Any, Any]:
 
 
 class _Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Adds up the storages that autograd keeps, each once, without the weights themselves."""
+    """Adds up the storages that autograd keeps, each once, without the weights themselves.
+
+    bytes: all but the insides of blocks that are called through `forgotten`; largest: the largest of those.
+    """
 
     def __init__(self) -> None:
-        self._seen: set[int] = set()
-        self._alive: list[Any] = []  # a storage's address may be used again once it is gone
-        self.bytes = 0
+        self._alive: dict[int, Any] = {}  # a storage's address may be used again once it is gone
+        self.asked = False
+        self.bytes = self.largest = 0
         super().__init__(self._pack, lambda tensor: tensor)
 
+    def forgotten(self, call: Call) -> Call:
+        """The call of a block that keeps its inputs alone, as `checkpoint` does, and only if it has a gradient."""
+
+        def block(*args: Any, **kwargs: Any) -> Any:
+            inside = _Kept()
+            with inside:
+                result = call(*args, **kwargs)
+            if inside.asked:
+                given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+                for tensor in given:
+                    self._pack(tensor)
+                own = inside._alive.keys() - {tensor.untyped_storage()._cdata for tensor in given}
+                self.largest = max(self.largest, sum(inside._alive[key].nbytes() for key in own))
+            return result
+
+        return block
+
     def _pack(self, tensor: Tensor) -> Tensor:
+        self.asked = True
         if isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
             return tensor  # a weight, or a view of one
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._seen:
-            self._seen.add(storage._cdata)
-            self._alive.append(storage)
+        if storage._cdata not in self._alive:
+            self._alive[storage._cdata] = storage
             self.bytes += storage.nbytes()
         return tensor

@@ -14,7 +14,7 @@ from ..errors import SettingsError
 from .trainer import Bounds, TrainSettings, check_bounds
 
 CONFIGS = Path(__file__).parent / "configs"
-FILES = ("vae", "denoiser", "semantic", "vgg", "text", "compact")
+FILES = ("vae", "denoiser", "semantic", "teacher", "vgg", "text", "compact")
 """Options that name a file; each may be left out where the stage does not need it."""
 TRAINS = ("all", "new")
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text",

@@ -3,7 +3,8 @@
 A packed folder holds `meta.json` and `shard_00000/`, `shard_00001/`, ... each with `hr.npy` (S, T, size, size, 3),
 `lr.npy` (S, T, size/scale, size/scale, 3), both uint8 RGB, and its own `meta.json`. A shard depends only on the
 settings and its index: any number of workers writes the same bytes, an interrupted packing goes on where it
-stopped, and finished shards can be trained on while others are still being made.
+stopped, and a training can begin while others are still being made: it stays with the shards that it found finished,
+also when it is resumed.
 """
 
 from __future__ import annotations

@@ -65,6 +65,7 @@ NETWORK_FILES = (
     ("vae", "VAE (start of 'vae' and 'decoder', frozen in the others)"),
     ("denoiser", "denoiser (start of 'stage1', 'stage2' and 'turbo', frozen in 'decoder')"),
     ("semantic", "semantic encoder; without it SeAM sees nothing"),
+    ("teacher", "semantic: a trained encoder to learn from (SAM 2, SAM 2.1 or a native file), in place of VGG16"),
     ("vgg", "VGG16 convolutions as safetensors; else torchvision's are fetched"),
     ("compact", "decoder: a trained compact upscaler; the decoder is made anew around it"),
     ("text", "embedding of the empty prompt, for denoisers that store none"),
@@ -89,7 +90,7 @@ def add_parser(subparsers: Any) -> None:
                         "where none is given")
     parser.add_argument("--config", type=Path, default=None, help="JSON file with options, such as {\"steps\": 1000}")
     parser.add_argument("--estimate", action="store_true", default=False,
-                        help="print the memory that a step takes, and stop (on a GPU it is printed at every start); "
+                        help="print the memory that a step takes, as every start does, and stop; "
                         "without the files of earlier stages it counts networks of --size")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1; several GPUs: accelerate launch -m setevsr_core.cli")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"],
@@ -138,11 +139,11 @@ def run(args: argparse.Namespace) -> int:
     options = merged_options(args.stage, args.size, given, args.config)
     settings, processes = train_settings(options), Processes(options.device)
     stage = (build_to_count if args.estimate else build_stage)(options, processes.device)
-    if args.estimate or processes.device.type == "cuda":
+    if processes.main:
         from .estimate import estimate_memory
 
         log.info("%s, batch %d x %d frames of %d px: %s", args.stage, settings.batch, settings.frames,
-                     settings.crop, estimate_memory(stage, settings, processes.device))
+                 settings.crop, estimate_memory(stage, settings, processes.device))
     if args.estimate:
         return 0
     args.out.mkdir(parents=True, exist_ok=True)  # said before hours of packing if it cannot be had

@@ -298,7 +298,7 @@ class Trainer:
 
     def _write_state(self) -> None:
         state = {
-            "options": self._deciding,
+            "options": self._deciding, "shards": self.data.shards,
             "step": self.step, "seconds": self.seconds, "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(), "scaler": self.scaler.state_dict(), "stage": self.stage.state(),
             "networks": {name: network.state_dict() for name, network in self.stage.networks.items()},
@@ -317,6 +317,7 @@ class Trainer:
         # for each count of steps, which is not moved back.
         state = torch.load(path, map_location="cpu", weights_only=True)
         require_same(state.get("options", {}), self._deciding, f"'{self.folder}' holds a training")
+        self.data.take(state.get("shards", self.data.shards))  # earlier versions took what was finished by then
         try:
             self._take_back(state)
         except (KeyError, ValueError, RuntimeError) as error:
