@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     fixed = {"steps": args.steps, "strength": args.strength, "sampler": args.sampler}
     runs = curve_runs(args.curve, fixed) if args.curve else RUNS
     runs = [runs[n] for n in args.only] if args.only else runs
-    begin(f"{args.segments} segments of {data.frames} frames, {data.size} px")
+    begin(f"{args.segments} segments of {data.frames} frames, {data.size} px", dtype=restorer.denoiser.dtype)
     if args.curve:
         kept = restorer.settings(**{key: value for key, value in fixed.items() if key != args.curve})
         print("kept: " + ", ".join(f"{key} {getattr(kept, key)}" for key in fixed if key != args.curve))

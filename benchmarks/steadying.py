@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     loader = ClipLoader(4, args.frames, tuple(args.crop) if args.crop else None, 1000)
     clips = [loader.load(files) for files in find_clips(args.clips, "folder", "degrade")]
     restorer, lpips = Restorer.from_preset(args.preset), LPIPS(args.lpips_weights)
-    begin(f"{len(clips)} clips, {args.frames} frames, x{loader.scale}", seed="degradation 1000..")
+    begin(f"{len(clips)} clips, {args.frames} frames, x{loader.scale}", dtype=restorer.denoiser.dtype,
+          seed="degradation 1000..")  # fmt: skip
     print("| input | steady | steady_result | LPIPS | PSNR | E_warp | s/frame | steadying of the input |\n"
           "|---|---|---|---|---|---|---|---|")
     for kind in ("degraded", "clean"):

@@ -464,6 +464,30 @@ def test_a_step_on_a_processor(
     assert float(saved[0]) >= float(saved[1]) and 0 < float(saved[2]) < 100
 
 
+def test_settings_and_curves_from_the_command_line(
+    tiny: None, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sampling, "LPIPS", Brightness)
+    command = [str(packed), "--lpips-weights", "unused", "--segments", "1", "--csv", str(tmp_path / "rows.csv")]
+    sampling.main([*command, "--only", "0", "1"])
+    assert [row[0] for row in table(capsys.readouterr().out, "setting")] == [
+        "steps 0", "steps 2, sampler ddim, strength 0.5"]  # fmt: skip
+    monkeypatch.setitem(sampling.CURVES, "steps", (1, 2))
+    sampling.main([*command, "--curve", "steps"])
+    printed = capsys.readouterr().out
+    assert "float32" in printed and "kept: strength 1.0, sampler ddim" in printed
+    assert [float(row["steps"]) for row in csv.DictReader((tmp_path / "rows.csv").open())] == [1, 2]
+
+
+def test_steadying_from_the_command_line(
+    tiny: None, small_clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(steadying, "LPIPS", Brightness)
+    steadying.main([str(small_clip.parent), "--lpips-weights", "unused", "--frames", "2", "--radii", "0", "1"])
+    rows = table(capsys.readouterr().out, "input")
+    assert [row[:2] for row in rows] == [[kind, radius] for kind in ("degraded", "clean") for radius in "01"]
+
+
 def test_tiles_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     tiles.main(["--overlap", "8"])
     assert len(table(capsys.readouterr().out, "result")) == len(tiles.SIZES)
