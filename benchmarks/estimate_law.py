@@ -80,7 +80,7 @@ def measure(threads: int) -> dict[str, Any]:
         "encode": (lambda: stages.encode_latents(real.vae, frames, 4.0), encode_work(empty.vae, size).times(LENGTH)),
         "semantics": (lambda: stages.encode_semantics(real.encoder, frames),
                       semantics_work(empty.encoder, *frames.shape[1:3]).times(LENGTH)),
-        "denoise": (step, step_work(empty.denoiser, grid, LENGTH, settings)[0]),
+        "denoise": (step, step_work(empty.denoiser, empty.encoder, grid, LENGTH, settings)[0]),
         "decode": (decode, decode_work(empty.vae, size, LENGTH)[0]),
     }  # fmt: skip
     print(f"matrix multiplications: {rate / 1e9:.0f} GFLOP/s\n\n"

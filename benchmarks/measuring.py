@@ -7,8 +7,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from setevsr_core.errors import InputError
 from .process_memory import SEED
 
 if TYPE_CHECKING:  # imported here, they would be part of the memory that other benchmarks measure
+    from setevsr_core.evaluation.measures import Instruments
     from setevsr_core.evaluation.metrics import FrameDistance
     from setevsr_core.training.data import PackedDataset
 
@@ -61,12 +62,15 @@ def processor() -> str:
 
 @dataclass(frozen=True)
 class Figures:
-    """One figure per segment, and the seconds of a frame."""
+    """One figure per segment, and the seconds of a frame. others: further ones by name, without the segments that they
+    could not be measured on.
+    """
 
     lpips: list[float]
     psnr: list[float]
     warping: list[float]
     seconds: float
+    others: Mapping[str, list[float]] = field(default_factory=dict)
 
     def means(self) -> tuple[float, float, float, float]:
         """LPIPS, PSNR, E_warp, s/frame."""
@@ -86,13 +90,19 @@ def held_out(data: PackedDataset, segments: int) -> list[Pair]:
     return pairs
 
 
-def measure(restore: Callable[[Tensor], Tensor], pairs: list[Pair], distance: FrameDistance) -> Figures:
+def measure(
+    restore: Callable[[Tensor], Tensor], pairs: list[Pair], distance: FrameDistance, others: Instruments | None = None
+) -> Figures:
     """Restore every segment and compare it with the truth; `distance` is LPIPS of two frames."""
+    from setevsr_core.evaluation.measures import Instruments
     from setevsr_core.evaluation.metrics import mean_distance, psnr, warping_error
 
     started = time.perf_counter()
     results = [restore(lr) for lr, _ in pairs]
     seconds = (time.perf_counter() - started) / sum(len(lr) for lr, _ in pairs)
     both = [(result, hr) for result, (_, hr) in zip(results, pairs, strict=True)]
+    others = others or Instruments()
+    more = [others.measure(others.figures, *pair) for pair in both]
+    found = {name: [value for row in more if (value := row.get(name)) is not None] for name in others.figures}
     return Figures([mean_distance(distance, *pair) for pair in both], [psnr(*pair) for pair in both],
-                   [warping_error(*pair) for pair in both], seconds)
+                   [warping_error(*pair) for pair in both], seconds, found)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ..setevsr_core.errors import SettingsError
-from ..setevsr_core.settings import RestoreSettings, resolve_settings
 from .widgets import DECODER_ONLY, PRESETS_OWN, SCENE_CUTS
 
 
@@ -26,8 +24,3 @@ def cut_choice(scene_cuts: str) -> str | tuple[int, ...]:
     if scene_cuts not in SCENE_CUTS:
         raise SettingsError(f"scene_cuts must be one of {', '.join(SCENE_CUTS)}, got {scene_cuts!r}")
     return "auto" if scene_cuts == "auto" else ()
-
-
-def resolved(chosen: Mapping[str, Any], defaults: Mapping[str, Any]) -> RestoreSettings:
-    """The settings that a run will use, checked; `SettingsError` names what is out of range."""
-    return resolve_settings(chosen, defaults)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -61,7 +62,7 @@ class TemporalDecode(io.ComfyNode):
             decoded.append(tiles.run(partial(decode, part=part, frames=frames)))
             progress.count(len(decoded), len(segments.spans))
         tiles.report()
-        return io.NodeOutput(segments.with_decoded(decoded))
+        return io.NodeOutput(replace(segments, decoded=tuple(decoded)))
 
 
 def span_latents(note: LatentNote) -> Iterator[torch.Tensor]:

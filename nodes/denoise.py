@@ -104,14 +104,16 @@ class Denoise(io.ComfyNode):
         semantics: SemanticSet | None = None,
         conditioning: list[Any] | None = None,
     ) -> io.NodeOutput:
-        from .choices import resolved, sampling_choices
+        from ..setevsr_core.settings import resolve_settings
+        from .choices import sampling_choices
 
         note = read_latent(latents, wanted_from="Encode Latents")
         require_encoded(note)
         if semantics is not None:
             require_same_video(semantics.identity, note.identity, ("Semantics", "latents"))
         chosen = sampling_choices(steps=steps, sampler=sampler, strength=strength)
-        settings = resolved({**chosen, "seed": seed, "tile_overlap": tile_overlap, "tile": tile}, denoiser.defaults)
+        chosen |= {"seed": seed, "tile_overlap": tile_overlap, "tile": tile}
+        settings = resolve_settings(chosen, denoiser.defaults)
         with compat.readable_memory_error(MEMORY_REMEDY):
             restored = denoise_all(denoiser, note, semantics, text_of(conditioning), settings)
         return io.NodeOutput(replace(note, scaled=restored, denoised=True).latent())

@@ -85,7 +85,8 @@ class Estimate(io.ComfyNode):
         encoder: ComponentHandle | None = None,
     ) -> io.NodeOutput:
         from ..setevsr_core import estimate
-        from .choices import resolved, sampling_choices
+        from ..setevsr_core.settings import resolve_settings
+        from .choices import sampling_choices
 
         inputs = {"denoiser": denoiser, "vae": vae, "encoder": encoder}
         connected = {name: handle for name, handle in inputs.items() if handle is not None}
@@ -103,7 +104,7 @@ class Estimate(io.ComfyNode):
         if not (served and networks["denoiser"].config.semantic_levels):
             networks["encoder"] = None
         chosen = sampling_choices(steps=steps, sampler=sampler, strength=strength)
-        settings = resolved(
+        settings = resolve_settings(
             {**chosen, "scale": scale, "length": length, "overlap": overlap, "tile": tile,
              "tile_overlap": tile_overlap},
             defaults if denoiser is None else denoiser.defaults,
@@ -122,7 +123,10 @@ def empty_copy(handle: ComponentHandle) -> Any:
     module = handle.module
     # SAM 2's trunk computes numbers while it is constructed, so it is built with weights and emptied then.
     place = "cpu" if handle.kind in PLAIN_LAYERS else "meta"
-    return type(module)(module.config, dtype=module.dtype, device=place).to("meta").requires_grad_(False)
+    empty = type(module)(module.config, dtype=module.dtype, device=place).to("meta").requires_grad_(False)
+    if getattr(module, "empty_text", None) is not None:
+        empty.empty_text = module.empty_text.to("meta")  # its length counts
+    return empty
 
 
 @lru_cache(maxsize=4)

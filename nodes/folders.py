@@ -1,14 +1,15 @@
-"""Where weight files and presets are looked for, and what the combos list."""
+"""Where weight files and presets are looked for, what the combos list, and where results are written."""
 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
 import folder_paths
 
-from ..setevsr_core.errors import CheckpointError
+from ..setevsr_core.errors import CheckpointError, VideoError
 
 MODELS = "setevsr"
 """Our own folder key: `models/setevsr`, and whatever `extra_model_paths.yaml` adds under this name."""
@@ -98,6 +99,24 @@ def preset_folder(name: str) -> Path:
 
     own = preset_folders()
     return own[name] if name in own else bundled_folder(name)
+
+
+def temporary_path(label: str, ending: str = ".mp4") -> Path:
+    """A fresh file name in ComfyUI's temporary folder, which ComfyUI empties when it starts."""
+    folder = made_folder(Path(folder_paths.get_temp_directory()), "--temp-directory")
+    return folder / f"setevsr_{label}_{uuid.uuid4().hex[:12]}{ending}"
+
+
+def made_folder(folder: Path, option: str) -> Path:
+    """The folder, made if need be; `VideoError` that names ComfyUI's option for another one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VideoError(
+            f"The folder '{folder}' cannot be made: {error.strerror}; start ComfyUI with {option} and one that can be "
+            "written."
+        ) from error
+    return folder
 
 
 def _folders(kind: str) -> list[str]:

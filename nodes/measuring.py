@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ..setevsr_core.evaluation.names import FIGURES
 from . import checks, compat, folders, widgets
 
-FIGURES = ("psnr", "psnr_y", "ssim", "ssim_y", "lpips", "tlpips", "warping", "niqe", "sharpness")
+USUAL = "psnr, psnr_y, ssim, ssim_y, lpips, tlpips, warping, niqe, sharpness"
+"""What is measured unless asked for otherwise; the other figures take longer, or need packages of their own."""
 
 
 class Measure(io.ComfyNode):
@@ -21,8 +23,9 @@ class Measure(io.ComfyNode):
             display_name="Measure (SeTe-VSR)",
             category=widgets.TOOLS,
             description="Figures of a result: PSNR, SSIM, LPIPS and tLPIPS against the original, warping error, NIQE "
-            "and sharpness. LPIPS and NIQE need a file in models/setevsr (see the help page).",
-            search_aliases=["psnr", "ssim", "lpips", "niqe", "quality", "metric", "evaluate"],
+            "and sharpness; on request DISTS, VMAF, BRISQUE, MUSIQ, CLIP-IQA and DOVER. Some need a package, or a "
+            "file in models/setevsr (see the help page).",
+            search_aliases=["psnr", "ssim", "lpips", "niqe", "vmaf", "brisque", "quality", "metric", "evaluate"],
             is_output_node=True,
             inputs=[
                 io.Image.Input("result", tooltip="What is to be judged."),
@@ -32,9 +35,10 @@ class Measure(io.ComfyNode):
                     "need no original are measured.",
                 ),
                 compat.widget(
-                    io.String, "figures", default=", ".join(FIGURES), advanced=True,
-                    tooltip="Which figures, separated by commas. Fewer take less time: PSNR is the fastest, NIQE and "
-                    "LPIPS take about a second per megapixel and frame on a CPU.",
+                    io.String, "figures", default=USUAL, advanced=True,
+                    tooltip=f"Which figures, separated by commas: {', '.join(FIGURES)}. Fewer take less time: PSNR is "
+                    "the fastest, NIQE and LPIPS take about a second per megapixel and frame on a CPU. What cannot be "
+                    "measured here says why.",
                 ),
             ],
             outputs=[
@@ -55,7 +59,7 @@ class Measure(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, result: torch.Tensor, truth: torch.Tensor | None = None, figures: str = ", ".join(FIGURES)
+        cls, result: torch.Tensor, truth: torch.Tensor | None = None, figures: str = USUAL
     ) -> io.NodeOutput:
         from ..setevsr_core.errors import SettingsError
         from ..setevsr_core.evaluation.measures import Equipment, Instruments
@@ -74,8 +78,7 @@ class Measure(io.ComfyNode):
         instruments = Instruments.build(names, Equipment(folders.own_folders(), place=place))
         values = _measure(instruments, result, truth)
         text = _table(values, instruments.missing, note)
-        chosen = [values.get(name) for name in ("psnr", "ssim_y", "lpips", "warping")]
-        numbers = [math.nan if value is None else value for value in chosen]
+        numbers = [values.get(name, math.nan) for name in ("psnr", "ssim_y", "lpips", "warping")]
         return io.NodeOutput(text, *numbers, ui=ui.PreviewText(text))
 
 
@@ -98,14 +101,15 @@ def _shift_note(result: torch.Tensor, truth: torch.Tensor | None) -> str:
             "these figures say little, align them first.")
 
 
-def _measure(instruments: Any, result: torch.Tensor, truth: torch.Tensor | None) -> dict[str, float | None]:
-    """Frame by frame, so that Cancel is heard: every figure is a mean over frames or over pairs of neighbours."""
+def _measure(instruments: Any, result: torch.Tensor, truth: torch.Tensor | None) -> dict[str, float]:
+    """Frame by frame, so that Cancel is heard: most figures are means over frames or over pairs of neighbours."""
     from ..setevsr_core.evaluation.measures import MEASURES
     from .progress import NodeProgress
 
     names = instruments.expected(truth is not None, False, len(result))
-    still = [name for name in names if not MEASURES[name].temporal]
+    whole = [name for name in names if MEASURES[name].whole]
     moving = [name for name in names if MEASURES[name].temporal]
+    still = [name for name in names if name not in (*whole, *moving)]
     reference = result if truth is None else truth
     sums: dict[str, list[float | None]] = {name: [] for name in names}
     progress = NodeProgress()
@@ -115,7 +119,8 @@ def _measure(instruments: Any, result: torch.Tensor, truth: torch.Tensor | None)
             for name, value in instruments.measure(wanted, result[part], reference[part]).items():
                 sums[name].append(value)
         progress.count(i + 1, len(result))
-    return {name: _mean(values) for name, values in sums.items()}
+    means = {name: _mean(values) for name, values in sums.items()} | instruments.measure(whole, result, reference)
+    return {name: value for name, value in means.items() if value is not None}
 
 
 def _mean(values: list[float | None]) -> float | None:
@@ -123,7 +128,7 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _table(values: dict[str, float | None], missing: dict[str, str], note: str) -> str:
+def _table(values: dict[str, float], missing: dict[str, str], note: str) -> str:
     from ..setevsr_core.evaluation.measures import MEASURES
     from ..setevsr_core.evaluation.tables import number, title
 

@@ -16,7 +16,7 @@ from ..setevsr_core.errors import InputError, require
 from ..setevsr_core.video.reading import VideoReader
 from ..setevsr_core.video.source import video_errors
 from ..setevsr_core.video_job import Footage, footage_of
-from . import checks, compat
+from . import checks, compat, folders
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,6 @@ def write_sound(audio: Mapping[str, Any]) -> Path | None:
     reads beyond the planes of eight; more are mixed to one. A rate that AAC does not know becomes the next it does.
     """
     from ..setevsr_core.video.recoding import USUAL_LAYOUTS
-    from .upscale import temporary_path
 
     waveform, rate = audio["waveform"], int(audio["sample_rate"])
     if waveform.ndim != 3 or 0 in waveform.shape[:2]:
@@ -99,7 +98,7 @@ def write_sound(audio: Mapping[str, Any]) -> Path | None:
     samples = waveform[0].float().cpu()
     if layout is None:
         samples, layout = samples.mean(0, keepdim=True), "mono"
-    path = temporary_path("sound", ".m4a")
+    path = folders.temporary_path("sound", ".m4a")
     try:
         with video_errors(str(path), "cannot be written"):
             _encode_sound(path, samples, layout, rate)

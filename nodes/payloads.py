@@ -57,9 +57,6 @@ class SegmentSet:
         """(H, W) of the enlarged frames."""
         return target_size(self.identity.height, self.identity.width, self.scale)
 
-    def with_decoded(self, decoded: list[Tensor]) -> SegmentSet:
-        return replace(self, decoded=tuple(decoded))
-
 
 @dataclass(frozen=True)
 class SemanticSet:

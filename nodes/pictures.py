@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..setevsr_core.errors import InputError, SettingsError
-from ..setevsr_core.evaluation.pictures import BACKGROUND, label_bar
+from ..setevsr_core.evaluation.pictures import BACKGROUND, GAP, join, label_bar
 
 LABEL_SHARE = 0.055
 """Height of a label bar as a share of the picture's height."""
@@ -55,7 +55,6 @@ def compare(
     direction: str = "row",
     zoom: float = 0.0,
     centre: tuple[float, float] = (0.5, 0.5),
-    gap: int = 4,
     require_room: Callable[[tuple[int, ...]], None] = lambda shape: None,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
@@ -79,8 +78,8 @@ def compare(
 
     def beside(index: int) -> Tensor:
         frames = (picture[index if len(picture) > 1 else 0] for picture in pictures)
-        panels = [_panel(frame, bar, size, zoom, centre, gap) for frame, bar in zip(frames, bars, strict=True)]
-        return _joined(panels, 1 if direction == "row" else 0, gap)
+        panels = [_panel(frame, bar, size, zoom, centre) for frame, bar in zip(frames, bars, strict=True)]
+        return join(panels, axis=1 if direction == "row" else 0)
 
     shown = beside(0)
     require_room((count, *shown.shape))
@@ -91,26 +90,13 @@ def compare(
     return result
 
 
-def _joined(panels: Sequence[Tensor], axis: int, gap: int) -> Tensor:
-    """Panels (H,W,3) along an axis, with a strip of background between them."""
-    strip_shape = list(panels[0].shape)
-    strip_shape[axis] = gap
-    strip = torch.full(strip_shape, BACKGROUND)
-    joined: list[Tensor] = []
-    for panel in panels:
-        joined += [strip, panel] if joined else [panel]
-    return torch.cat(joined, dim=axis)
-
-
-def _panel(
-    frame: Tensor, bar: Tensor, size: tuple[int, ...], zoom: float, centre: tuple[float, float], gap: int
-) -> Tensor:
+def _panel(frame: Tensor, bar: Tensor, size: tuple[int, ...], zoom: float, centre: tuple[float, float]) -> Tensor:
     """A frame (H,W,C) at `size`, its label above and the crop below: (H',W,3)."""
     pixels = _flat(frame).movedim(-1, 0)[None]
     pixels = functional.interpolate(pixels, size=(size[0], size[1]), mode="nearest")[0].clamp(0, 1)
     parts = [bar.movedim(-1, 0), pixels]
     if zoom >= 1:
-        parts += [torch.full((3, gap, size[1]), BACKGROUND), _zoomed(pixels, zoom, centre)]
+        parts += [torch.full((3, GAP, size[1]), BACKGROUND), _zoomed(pixels, zoom, centre)]
     return torch.cat(parts, dim=1).movedim(0, -1)
 
 

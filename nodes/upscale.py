@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from comfy_api.latest import InputImpl, io
 
-from . import checks, compat, sockets, widgets
+from . import checks, compat, folders, sockets, widgets
 from .denoise import text_of
 from .hosting import ENCODER_MEMORY, ComponentHandle, denoiser_memory, make_restorer, vae_memory
 from .loaders import load_preset, preset_stamp
@@ -190,7 +189,7 @@ class UpscaleVideo(io.ComfyNode):
             size = target_size(*source.size, scale)
 
             def restore(restorer: Any, settings: dict[str, Any]) -> Path:
-                path = temporary_path("restored")
+                path = folders.temporary_path("restored")
                 name = job_name(restorer, source, settings, path.suffix, crf)
                 with unfinished_folder() as folder:
                     result = restore_video(
@@ -230,7 +229,8 @@ def run_restorer(
     cluster: str = "",
 ) -> Any:
     """`restore(restorer, settings)` as the widgets say."""
-    from .choices import cut_choice, resolved, sampling_choices
+    from ..setevsr_core.settings import resolve_settings
+    from .choices import cut_choice, sampling_choices
 
     networks = choose_networks(preset, precision, denoiser, vae, encoder)
     settings = {
@@ -240,7 +240,7 @@ def run_restorer(
         "steady": steady, "steady_result": steady_result,
     }  # fmt: skip
     text = text_of(conditioning)
-    if resolved(settings, networks[0].defaults).steps:
+    if resolve_settings(settings, networks[0].defaults).steps:
         require_denoising(*networks, text)
     settings["text"] = text
 
@@ -298,7 +298,7 @@ def unfinished_folder() -> Iterator[Path]:
 
     from ..setevsr_core.video.journal import drop_abandoned
 
-    folder = made_folder(Path(folder_paths.get_output_directory()) / UNFINISHED, "--output-directory")
+    folder = folders.made_folder(Path(folder_paths.get_output_directory()) / UNFINISHED, "--output-directory")
     for old in drop_abandoned(folder, KEPT_DAYS):
         log.warning("SeTe-VSR: unfinished work '%s' was not continued for %d days and is dropped", old, KEPT_DAYS)
     try:
@@ -306,28 +306,6 @@ def unfinished_folder() -> Iterator[Path]:
     finally:
         with suppress(OSError):  # other work is still unfinished
             folder.rmdir()
-
-
-def temporary_path(label: str, ending: str = ".mp4") -> Path:
-    """A fresh file name in ComfyUI's temporary folder, which ComfyUI empties when it starts."""
-    import folder_paths
-
-    folder = made_folder(Path(folder_paths.get_temp_directory()), "--temp-directory")
-    return folder / f"setevsr_{label}_{uuid.uuid4().hex[:12]}{ending}"
-
-
-def made_folder(folder: Path, option: str) -> Path:
-    """The folder, made if need be; `VideoError` that names ComfyUI's option for another one."""
-    from ..setevsr_core.errors import VideoError
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VideoError(
-            f"The folder '{folder}' cannot be made: {error.strerror}; start ComfyUI with {option} and one that can be "
-            "written."
-        ) from error
-    return folder
 
 
 NODES = [UpscaleVideo, UpscaleImages]

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import InputImpl, io
 
-from . import compat, widgets
+from . import compat, folders, widgets
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SAMPLES = {"low quality": "city_lq.mp4", "reference": "city_reference.mp4"}
@@ -74,9 +74,8 @@ class DegradeVideo(io.ComfyNode):
         from ..setevsr_core.training.degraded_video import degrade_footage
         from .media import open_video
         from .progress import NodeProgress
-        from .upscale import temporary_path
 
-        progress, path = NodeProgress(), temporary_path("degraded")
+        progress, path = NodeProgress(), folders.temporary_path("degraded")
         with open_video(video) as source:
             degrade_footage(
                 Degradation(), source, path, scale, seed, NEARLY_LOSSLESS,

@@ -6,6 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..setevsr_core.sampling import samplers
+from ..setevsr_core.video.colour import METHODS
 from . import folders
 from .compat import widget
 
@@ -22,8 +24,7 @@ PRESETS_OWN = "preset's own"
 DECODER_ONLY = "none (decoder only)"
 """Combo entry of `sampler` that skips diffusion."""
 
-SAMPLERS = [PRESETS_OWN, "ddpm", "ddim", "dpmpp_2m", "unipc", "lcm", "tcd", DECODER_ONLY]
-COLOURS = ["wavelet", "adain", "lab", "none"]
+SAMPLERS = [PRESETS_OWN, *samplers.SAMPLERS, DECODER_ONLY]
 PRECISIONS = ["auto", "fp32", "bf16", "fp16", "fp8"]
 SCENE_CUTS = ["auto", "off"]
 DEFAULT_PRESET = "nano"
@@ -137,7 +138,7 @@ def fusion() -> Any:
 
 def colour() -> Any:
     return widget(
-        io.Combo, "colour", options=COLOURS, default="wavelet", advanced=True,
+        io.Combo, "colour", options=list(METHODS), default="wavelet", advanced=True,
         tooltip="Takes the colours from the input. wavelet: local, the safest. adain: mean and contrast per channel. "
         "lab: like adain in a perceptual space. none: colours as decoded.",
     )

@@ -1,14 +1,13 @@
 """The command line: `setevsr restore | estimate | degrade | pack | train | evaluate | convert | info`.
 
-Each subcommand lives in a module with `add_parser(subparsers)` and `run(args)`; only the module of the chosen one is
-imported, so `setevsr --help` answers at once.
+Each subcommand lives in a module whose `add_parser(subparsers)` adds it and sets `run`, which takes the options; only
+the module of the chosen one is imported, so `setevsr --help` answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
@@ -37,13 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        module = _load(_chosen(arguments))
-        args = build_parser(module).parse_args(arguments)
+        args = build_parser(_module(arguments)).parse_args(arguments)
         logging.basicConfig(
             level=logging.DEBUG if args.verbose else logging.WARNING, format="%(levelname)s: %(message)s"
         )
-        run = getattr(args, "run", None) or getattr(module, "run")  # noqa: B009 - a module's attribute, unknown to type checkers
-        return int(run(args) or 0)
+        return args.run(args)
     except SeTeVSRError as error:
         print(f"setevsr: {error}", file=sys.stderr)
         return FAILED
@@ -72,25 +69,10 @@ def build_parser(module: ModuleType | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def _chosen(arguments: Sequence[str]) -> str | None:
-    """The name of the command: the first argument that is no option (the options before it take no values)."""
+def _module(arguments: Sequence[str]) -> ModuleType | None:
+    """The module of the command: the first argument that is no option (the options before it take no values)."""
     name = next((argument for argument in arguments if not argument.startswith("-")), None)
-    return name if name in COMMANDS else None
-
-
-def _load(name: str | None) -> ModuleType | None:
-    """The module of a command. Errors: SeTeVSRError if this installation comes without it."""
-    if name is None:
-        return None
-    module_name = importlib.util.resolve_name(COMMANDS[name][0], __package__)
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise SeTeVSRError(
-                f"the command '{name}' is not part of this installation; install the full package"
-            ) from error
-        raise
+    return importlib.import_module(COMMANDS[name][0], __package__) if name in COMMANDS else None
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SettingsError
+from .networks.semantic_attention import SEMANTIC_CHANNELS
+from .networks.semantic_encoder import STRIDE as SEMANTIC_STRIDE
 from .sampling.samplers import make_sampler
 from .sampling.tiles import latent_grid, plan_tiles
 from .segment_run import FEATURE_BUDGET
@@ -28,12 +30,15 @@ from .workload import Work, count, law
 
 STAGES = {"encode": "vae", "semantics": "encoder", "denoise": "denoiser", "decode": "vae"}
 """The stages in their order, and the network of each."""
+MEASURED_SECONDS = 0.3
+CLIP_TOKENS = 77  # of a prompt, where a denoiser does not store the empty one
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One stage of the whole run. flops: of all its calls; peak_bytes: beside the weights, tiled_bytes: with the VAE in
-    its smallest tiles; seconds: None without a measured speed; weight_bytes: of its network.
+    """One stage of the whole run. flops: of all its calls; peak_bytes: beside the weights, as the memory's law says;
+    tiled_bytes: with the VAE in its smallest tiles; seconds: None without a measured speed; weight_bytes: of its
+    network.
     """
 
     flops: float
@@ -51,23 +56,21 @@ class Estimate:
     segments: int
     size: tuple[int, int]
     frames: int
-    memory_factor: float
 
     @property
     def weight_bytes(self) -> float:
         """All networks at once."""
-        networks = {"vae" if name in ("encode", "decode") else name: s.weight_bytes for name, s in self.stages.items()}
-        return sum(networks.values())
+        return sum({STAGES[name]: stage.weight_bytes for name, stage in self.stages.items()}.values())
 
     @property
     def device_bytes(self) -> float:
         """With all networks on the device."""
-        return self.weight_bytes + self.memory_factor * max(s.peak_bytes for s in self.stages.values())
+        return self.weight_bytes + max(s.peak_bytes for s in self.stages.values())
 
     @property
     def least_bytes(self) -> float:
         """With one network on the device at a time, as ComfyUI does when memory is short, and the VAE in tiles."""
-        return max(s.weight_bytes + self.memory_factor * s.tiled_bytes for s in self.stages.values())
+        return max(s.weight_bytes + s.tiled_bytes for s in self.stages.values())
 
     @property
     def result_bytes(self) -> float:
@@ -99,7 +102,7 @@ def estimate(
     if frames < 1 or height < 1 or width < 1:
         raise SettingsError(f"an estimate needs at least one frame and pixel, got {frames} frames of {width}x{height}")
     denoiser: Any = networks.get("denoiser")
-    encoder = networks.get("encoder")
+    encoder: Any = networks.get("encoder") if denoiser is not None and denoiser.config.semantic_levels else None
     vae: Any = networks["vae"]
     if vae is None:
         raise SettingsError("an estimate needs the VAE")
@@ -111,24 +114,24 @@ def estimate(
     works = {"encode": encode_work(vae, size).times(frames + again), "decode": decode.times(segments)}
     if settings.steps and denoiser is not None:
         steps = len(make_sampler(settings.sampler, settings.steps, settings.strength).timesteps)
-        step, tiles = step_work(denoiser, latent_grid(size, vae.config.downscale), length, settings)
+        step, tiles = step_work(denoiser, encoder, latent_grid(size, vae.config.downscale), length, settings)
         works["denoise"] = step.times(tiles * steps * segments)
-        if encoder is not None and denoiser.config.semantic_levels:
+        if encoder is not None:
             works["semantics"] = semantics_work(encoder, height, width).times(frames)
     weights = {name: weight_bytes(network) for name, network in networks.items() if network is not None}
     held = {**weights, **(stored or {})}
     rates = rate if isinstance(rate, Mapping) else dict.fromkeys(networks, rate)
-    efficiency = law()["efficiency"]
+    efficiency, memory_factor = law()["efficiency"], law()["memory_factor"]
     tiled = {"encode": tiled_bytes(vae, size, 1), "decode": tiled_bytes(vae, size, length)}
     stages = {
         name: StageEstimate(
-            works[name].flops, works[name].peak_bytes, min(works[name].peak_bytes, tiled.get(name, math.inf)),
+            works[name].flops, peak := memory_factor * works[name].peak_bytes, min(peak, tiled.get(name, math.inf)),
             held[network],
             None if (speed := rates[network]) is None else works[name].flops / (speed * efficiency[name]),
         )
         for name, network in STAGES.items() if name in works
     }  # fmt: skip
-    return Estimate(stages, segments, size, frames, law()["memory_factor"])
+    return Estimate(stages, segments, size, frames)
 
 
 def meta(module: Any, *shape: int) -> Tensor:
@@ -156,7 +159,9 @@ def decode_work(vae: Any, size: tuple[int, int], length: int) -> tuple[Work, int
 
 
 def tiled_bytes(vae: Any, size: tuple[int, int], length: int) -> float:
-    """Most bytes of encoding or decoding `length` frames in the smallest tiles, with the pixels of whole frames."""
+    """Most bytes of encoding or decoding `length` frames in the smallest tiles, as the memory's law says, with the
+    pixels of whole frames.
+    """
     return bytes_per_latent(vae.config, vae.dtype, length) * SMALLEST**2 + _pixel_bytes(size, length)
 
 
@@ -165,13 +170,19 @@ def _pixel_bytes(size: tuple[int, int], length: int) -> int:
     return 2 * 4 * 3 * length * size[0] * size[1]
 
 
-def step_work(denoiser: Any, grid: tuple[int, int], length: int, settings: RestoreSettings) -> tuple[Work, int]:
-    """One step on one tile of a segment, and the number of tiles."""
+def step_work(
+    denoiser: Any, encoder: Any, grid: tuple[int, int], length: int, settings: RestoreSettings
+) -> tuple[Work, int]:
+    """One step on one tile of a segment, and the number of tiles. encoder: None for a step without semantics."""
     tiles = plan_tiles(*grid, settings.tile, settings.tile_overlap)
     shape = (length, denoiser.config.latent_channels, tiles[0].height, tiles[0].width)
     times = torch.zeros(length, device="meta", dtype=torch.long)
-    text = denoiser.project_text(meta(denoiser, 1, 77, denoiser.config.context_dim))
-    semantics = denoiser.project_semantics(meta(denoiser, length, 256, 64, 64))
+    tokens = CLIP_TOKENS if denoiser.empty_text is None else denoiser.empty_text.shape[1]
+    text = denoiser.project_text(meta(denoiser, 1, tokens, denoiser.config.context_dim))
+    side = None if encoder is None else encoder.config.image_size // SEMANTIC_STRIDE
+    semantics = denoiser.project_semantics(
+        None if side is None else meta(denoiser, length, SEMANTIC_CHANNELS, side, side)
+    )
 
     def step() -> Tensor:
         maps = denoiser.encode_lr(meta(denoiser, *shape), times)
@@ -189,8 +200,8 @@ def weight_bytes(module: nn.Module) -> int:
     return sum(value.nbytes for value in module.state_dict().values())
 
 
-def matmul_rate(device: Any, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """Operations a second of large matrix multiplications on a device, measured for about `seconds`.
+def matmul_rate(device: Any, dtype: torch.dtype) -> float:
+    """Operations a second of large matrix multiplications on a device, measured for about `MEASURED_SECONDS`.
 
     On a CPU the processor's own time counts, so a machine that is busy with something else shows what it could do.
     """
@@ -209,7 +220,7 @@ def matmul_rate(device: Any, dtype: torch.dtype, seconds: float = 0.3) -> float:
         total += took
         if run:  # the first one also sets up the library
             best = max(best, 2 * side**3 / took)
-            if total > seconds:
+            if total > MEASURED_SECONDS:
                 break
     return best
 

@@ -13,10 +13,9 @@ from .devices import usable_device
 from .errors import SettingsError
 from .estimate import describe, estimate, full_size_on_meta, law, matmul_rate, networks_on_meta
 from .precision import automatic_dtype
-from .settings import resolve_settings
+from .settings import DTYPES, resolve_settings
 
 FULL_SIZE = "sd21"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -34,12 +33,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--device", help="where it would run (default: CUDA if there is one, else the CPU)")
     parser.add_argument("--dtype", choices=DTYPES, help="number type (default: the device's best)")
     parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     width, height = parse_size(args.size)
     device = usable_device(args.device)
-    dtype = DTYPES[args.dtype] if args.dtype else automatic_dtype(device)
+    dtype = getattr(torch, args.dtype) if args.dtype else automatic_dtype(device)
     full = args.denoiser_size == FULL_SIZE
     networks, defaults = (full_size_on_meta(dtype), {}) if full else networks_on_meta(args.preset, dtype)
     names = ("scale", "strength", "steps", "length", "overlap", "tile", "tile_overlap", "sampler")

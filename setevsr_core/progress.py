@@ -52,8 +52,5 @@ class SegmentProgress:
     def finishing(self, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
         """`blocks` as they are; the bar is full after the last one."""
         yield from blocks
-        self.finish()
-
-    def finish(self) -> None:
         if self._report is not None:
             self._report(1.0, "done", None)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SeTeVSRError, SettingsError, VideoError
+from .settings import DTYPES
 
 log = logging.getLogger(__name__)
 
 SOME_FAILED = 3
-DTYPES = ("float32", "float16", "bfloat16")
 # Options that are handed to the restorer as they are; one that is not given stays with the restorer's own default.
 _SETTINGS = (
     "scale",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -148,7 +149,7 @@ class SegmentRun:
                 return encoded
             log.info("skip features of a segment take %.1f GiB: they are computed again to decode", kept / 2**30)
             self._keep_features = False
-            return stages.without_features(encoded)
+            return replace(encoded, features=None)
 
         return stages.join_frames(self._fill(self._encoded, "vae", "encode", span, frames, encode))
 

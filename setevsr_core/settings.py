@@ -9,7 +9,8 @@ from typing import Any
 
 from .errors import SettingsError
 
-COLOURS = ("wavelet", "adain", "lab", "none")
+DTYPES = ("float32", "float16", "bfloat16")
+"""Number types of networks for the command line, as PyTorch calls them."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class RestoreSettings:
     def __post_init__(self) -> None:
         from .sampling.samplers import CONSISTENCY_STEPS, SAMPLERS
         from .sampling.tiles import check_tiling
+        from .video.colour import METHODS
         from .video.steadying import MAX_RADIUS
 
         if not isinstance(self.cuts, str) and self.cuts is not None:
@@ -62,7 +64,7 @@ class RestoreSettings:
         if isinstance(self.cuts, str):
             _choice("cuts", self.cuts, ("auto",))
         _number("fusion", self.fusion, 0, 1)
-        _choice("colour", self.colour, COLOURS)
+        _choice("colour", self.colour, METHODS)
         _whole("steady", self.steady, 0, MAX_RADIUS)
         _whole("steady_result", self.steady_result, 0, MAX_RADIUS)
         _whole("tile", self.tile, 0, 2**16)

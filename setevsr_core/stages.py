@@ -99,13 +99,12 @@ def encode_latents(
     keep_features: bool = False,
     tile: int = vae_tiles.WHOLE,
     device: Any = None,
-    on_frame: OnFrame | None = None,
     check_cancel: CheckCancel | None = None,
 ) -> EncodedFrames:
     """Frames (N,H,W,3) in 0..1 -> latents of the frames enlarged by `scale` (bicubic) and padded by reflection.
 
     tile: latents along one side of the VAE's tiles, 0 for whole frames; features are kept of whole frames only.
-    `on_frame(done, total)` follows every frame; `check_cancel()` is called before it and stops by raising.
+    `check_cancel()` is called before every frame and stops by raising.
     Errors: InputError for frames that cannot be used, SettingsError when the VAE overflows.
     """
     check_frames(frames)
@@ -123,10 +122,7 @@ def encode_latents(
         latents.append(latent.to(frames.device))
         if keep_features and tapped is not None:
             features.append([feature.to(frames.device) for feature in tapped])
-        if on_frame is not None:
-            on_frame(index + 1, len(frames))
-    if matrix is None:
-        raise InputError("there are no frames to encode")
+    assert matrix is not None, "check_frames lets no empty batch through"
     downscale = vae.config.downscale
     grid = latents[0].shape[-2:]
     return EncodedFrames(
@@ -164,11 +160,6 @@ def _enlarge(vae: Any, frame: Tensor, size: tuple[int, int], device: Any) -> Ten
 
 def _vae_input(vae: Any, pixels: Tensor) -> Tensor:
     return (pixels * 2 - 1).to(module_dtype(vae))
-
-
-def without_features(encoded: EncodedFrames) -> EncodedFrames:
-    """The same latents without the (large) skip features."""
-    return replace(encoded, features=None)
 
 
 def encode_semantics(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .errors import VideoError, require
 from .progress import Progress
-from .streaming import Resume
+from .streaming import FROM_START, Resume
 from .video.chunks import pack_frames, unpack_frames
 from .video.formats import CODECS, codec_for, is_high_10
 from .video.journal import Journal
@@ -129,32 +129,34 @@ def restore_video(
     kind, in one sentence.
     """
     size = target_size(*footage.size, settings["scale"])
-    calls: dict[str, Any] = {"check_cancel": check_cancel} if check_cancel is not None else {}
-    done, total = 0, footage.expected_frames
+    resume, total = FROM_START, footage.expected_frames
 
     def read() -> Iterator[Tensor]:
         """The source's frames. The plan of segments and the search for cuts need them all; those that the journal
         has are encoded as they pass, since only then their times are known.
         """
         for index, frame in enumerate(footage.frames):
-            if index < done:
+            if index < resume.first_frame:
                 if check_cancel is not None:
                     check_cancel()
                 if progress is not None:
-                    progress(min(index / total, 1.0) if total else 0.0, f"reading on to frame {done + 1}", None)
+                    share = min(index / total, 1.0) if total else 0.0
+                    progress(share, f"reading on to frame {resume.first_frame + 1}", None)
                 sink.encode_kept(1)
             yield frame
 
     with ExitStack() as open_parts:
         journal = _open_journal(restorer, footage, output, settings, check_cancel, open_parts)
         if journal is not None:
-            done = journal.frames_done
-            calls |= {"resume": _resume_of(journal), "on_carry": _keep_in(journal)}
+            resume = _resume_of(journal)
         # The restorer checks its settings in this call, before the output file is begun.
-        blocks = restorer.stream(read(), num_frames=total, progress=progress, **calls, **settings)
+        blocks = restorer.stream(
+            read(), num_frames=total, resume=resume, on_carry=None if journal is None else _keep_in(journal),
+            progress=progress, check_cancel=check_cancel, **settings,
+        )  # fmt: skip
         writer = open_parts.enter_context(_open_writer(footage, output, size))
         if journal is not None and total is not None:
-            _warn_of_a_full_disk(journal.folder, size, writer.pixel_format, total - done)
+            _warn_of_a_full_disk(journal.folder, size, writer.pixel_format, total - resume.first_frame)
         sink = _Sink(writer, footage, journal, on_frames)
         for block in blocks:
             sink.take(block)
@@ -162,7 +164,7 @@ def restore_video(
         writer.close()
         if journal is not None:
             journal.finish()
-    return Result(writer.path, writer.num_frames, size, done)
+    return Result(writer.path, writer.num_frames, size, resume.first_frame)
 
 
 class _Sink:
@@ -264,8 +266,8 @@ def _open_journal(
     check_cancel: Callable[[], None] | None,
     parts: ExitStack,
 ) -> Journal | None:
-    """The locked journal; None without one, or for a restorer that cannot say what decides its result."""
-    if output.journal is None or not hasattr(restorer, "fingerprint") or not output.journal.parent.is_dir():
+    """The locked journal; None where none is asked for, or its place does not exist."""
+    if output.journal is None or not output.journal.parent.is_dir():
         return None
     options = {name: value for name, value in footage.options.items() if name != "audio_from"}
     job = {

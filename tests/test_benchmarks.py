@@ -42,6 +42,7 @@ from setevsr_core import vae_tiles as core_vae_tiles
 from setevsr_core.checkpoints.presets import preset_folder
 from setevsr_core.errors import InputError, SettingsError
 from setevsr_core.evaluation.datasets import Clip
+from setevsr_core.evaluation.measures import MEASURES
 from setevsr_core.evaluation.methods import parse_method
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
@@ -161,6 +162,24 @@ def test_the_ablation_trains_four_variants_and_resumes(
     assert (tmp_path / "a" / "denoiser.safetensors").stat().st_mtime_ns == written
     with pytest.raises(SettingsError, match="an ablation with steps '2' and not '3'"):
         ablation.main(ablation_arguments(packed, networks, tmp_path, "--steps", "3"))
+
+
+def test_the_ablation_has_the_papers_columns_and_an_equal_time_for_all(
+    packed: Path, networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ablation, "LPIPS", Brightness)
+    brisque = replace(MEASURES["brisque"], build=lambda _: lambda result, truth: 40 + float(result.mean()))
+    monkeypatch.setitem(MEASURES, "brisque", brisque)
+    monkeypatch.setattr(ablation, "VARIANTS", ablation.VARIANTS[:1])
+    ablation.main(ablation_arguments(packed, networks, tmp_path, "--minutes", "1e-4"))
+    table = (tmp_path / "table.md").read_text("utf-8")
+    assert table in capsys.readouterr().out and table.startswith("Equal time: 0.0001 minutes, of 1 clips of 3 frames")
+    heading, _, row = [line.split(" | ") for line in table.splitlines() if line.startswith("|")]
+    assert heading[3:8] == ["LPIPS ↓", "BRISQUE ↓", "DOVER ↑", "PSNR ↑", "E_warp ↓"] and heading[10] == "steps"
+    assert re.fullmatch(r"40\.\d\d \(40\.\d\d to 4[01]\.\d\d\)", row[4]) and row[5] == "–" and row[10] == "1"
+    assert table.endswith("\n\nDOVER: not measured: no file DOVER in the folders given with --weights\n")
+    with pytest.raises(SystemExit):
+        ablation.main(ablation_arguments(packed, networks, tmp_path, "--minutes", "1", "--steps", "3"))
 
 
 # ---- curves ---------------------------------------------------------------------------------------------------------

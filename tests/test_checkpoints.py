@@ -943,7 +943,8 @@ def test_nothing_in_it(source: dict[str, Any]) -> None:
 def command_line(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     commands.add_parser(parser.add_subparsers(required=True))
-    return commands.run(parser.parse_args(arguments))
+    args = parser.parse_args(arguments)
+    return args.run(args)
 
 
 def test_info_command(tmp_path: Path, sd_unet: Any, sd_vae: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -978,6 +979,23 @@ def test_convert_command(kind: str | None, tmp_path: Path, sd_unet: Any, sd_vae:
     if kind is None:
         assert checkpoints.load_denoiser(target).config.head_dim == SD_HEAD_DIM
     assert shapes_of(files.open_source(target).tensors)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_the_empty_text_of_a_file_is_stored_whatever_its_shape(ending: str, tmp_path: Path) -> None:
+    width = TINY.context_dim
+    source, target = tmp_path / "denoiser.safetensors", tmp_path / "out.safetensors"
+    checkpoints.save_native(filled(Denoiser(TINY)), source)
+    write = save_file if ending == ".safetensors" else torch.save
+    text, path = torch.randn(3, width), tmp_path / f"text{ending}"
+    for stored in (text, text[None].clone()):
+        write({"text": stored}, path)
+        assert command_line("convert", str(source), str(target), "--empty-text", str(path)) == 0
+        assert torch.equal(files.open_source(target).tensors["empty_text"], text[None])
+    for wrong in ({"a": text, "b": text.clone()}, {"text": text[:, 1:].clone()}, {"text": torch.zeros(2, 3, width)}):
+        write(wrong, path)
+        with pytest.raises(CheckpointError, match=f"text{ending} holds . tensors, such as .*; expected one text embed"):
+            command_line("convert", str(source), str(target), "--empty-text", str(path))
 
 
 def test_convert_says_what_it_cannot_do(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from setevsr_core import cli
+from setevsr_core import cli, vae_tiles
 from setevsr_core import estimate as estimates
 from setevsr_core.errors import SettingsError
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
@@ -101,6 +101,26 @@ def test_the_least_memory_has_the_vae_in_tiles() -> None:
     assert large.device_bytes > 20 * 1.9e9 / 2 > 4 * large.least_bytes > 4 * small.least_bytes
 
 
+def test_the_law_of_memory_is_applied_once(
+    networks: dict[str, nn.Module | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decoding(factor: float) -> tuple[float, float]:
+        law = {**estimates.law(), "memory_factor": factor}
+        monkeypatch.setattr(estimates, "law", lambda: law)
+        monkeypatch.setattr(vae_tiles, "law", lambda: law)
+        vae_tiles.bytes_per_latent.cache_clear()
+        found = estimates.estimate(networks, 256, 256, 5, RestoreSettings(scale=4.0, steps=0)).stages["decode"]
+        return found.peak_bytes, found.tiled_bytes
+
+    pixels = 2 * 4 * 3 * 5 * 1024**2
+    try:
+        (peak, tiled), (double_peak, double_tiled) = decoding(1.0), decoding(2.0)
+        assert double_peak == 2 * peak and double_tiled - pixels == pytest.approx(2 * (tiled - pixels))
+        assert tiled < peak and double_tiled < double_peak
+    finally:
+        vae_tiles.bytes_per_latent.cache_clear()
+
+
 def test_features_that_are_not_kept_are_encoded_twice(
     networks: dict[str, nn.Module | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,14 +194,12 @@ def test_an_estimate_is_the_count_of_the_whole_run(networks: dict[str, nn.Module
         return torch.empty(shape, device="meta", dtype=HALF)
 
     text = denoiser.project_text(tensor(1, 77, CONFIG.context_dim))
-    semantics = denoiser.project_semantics(tensor(3, 256, 64, 64))
 
     def denoise() -> None:
         for _ in range(2 * 2 * len(estimates.plan_tiles(h, w, 16, 8))):
             times = torch.zeros(3, device="meta", dtype=torch.long)
             maps = denoiser.encode_lr(tensor(3, CONFIG.latent_channels, 16, 16), times)
-            denoiser(tensor(3, CONFIG.latent_channels, 16, 16), times, num_frames=3, lr_maps=maps, text=text,
-                     semantics=semantics)  # fmt: skip
+            denoiser(tensor(3, CONFIG.latent_channels, 16, 16), times, num_frames=3, lr_maps=maps, text=text)
 
     def encode() -> None:
         for _ in range(frames):
@@ -196,6 +214,27 @@ def test_an_estimate_is_the_count_of_the_whole_run(networks: dict[str, nn.Module
     found = estimates.estimate(networks, height, width, frames, settings).stages
     for name, call in (("encode", encode), ("denoise", denoise), ("decode", decode)):
         assert count(call).flops == found[name].flops, name
+
+
+@torch.no_grad()
+def test_a_step_has_the_tokens_of_its_own_text_and_encoder() -> None:
+    """nano's text has 4 tokens and its semantics 16 x 16; SD 2.1 and SAM 2 have 77 and 64 x 64."""
+    networks, _ = estimates.networks_on_meta("nano", HALF)
+    denoiser, encoder = networks["denoiser"], networks["encoder"]
+    assert isinstance(denoiser, Denoiser) and encoder is not None and denoiser.empty_text is not None
+    frames = torch.empty(5, 32, 48, 3, device="meta")
+    latents = torch.empty(5, denoiser.config.latent_channels, 32, 48, device="meta", dtype=HALF)
+    times = torch.zeros(5, device="meta", dtype=torch.long)
+    text, semantics = denoiser.project_text(denoiser.empty_text), denoiser.project_semantics(encoder(frames))
+
+    def step(keys: Any) -> torch.Tensor:
+        maps = denoiser.encode_lr(latents, times)
+        return denoiser(latents, times, num_frames=5, lr_maps=maps, text=text, semantics=keys)
+
+    settings = RestoreSettings(scale=4.0, steps=1, tile=0, tile_overlap=0)
+    for own, keys in ((encoder, semantics), (None, None)):
+        work, tiles = estimates.step_work(denoiser, own, (32, 48), 5, settings)
+        assert tiles == 1 and work.flops == count(partial(step, keys)).flops
 
 
 def test_a_long_video_is_counted_as_fast_as_a_short_one(

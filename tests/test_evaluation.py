@@ -6,18 +6,34 @@ import json
 import math
 import os
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from setevsr_core import cli
 from setevsr_core.errors import CheckpointError, InputError, MissingPackageError, SettingsError, VideoError
-from setevsr_core.evaluation import alignment, datasets, measures, methods, metrics, pictures, running, tables
+from setevsr_core.evaluation import (
+    alignment,
+    datasets,
+    measures,
+    methods,
+    metrics,
+    naturalness,
+    no_reference,
+    pictures,
+    running,
+    tables,
+)
 from setevsr_core.evaluation.records import TRUTH, Records, Row
 from setevsr_core.evaluation.statistics import bootstrap
+
+from .training_helpers import compact_upscaler
 
 
 def textured(frames: int = 2, height: int = 64, width: int = 80, seed: int = 0) -> torch.Tensor:
@@ -34,6 +50,28 @@ def fourier_shift(clip: torch.Tensor, x: float, y: float) -> torch.Tensor:
     fx = torch.fft.fftfreq(clip.shape[2]).view(1, 1, -1, 1)
     turn = torch.exp(-2j * math.pi * (fx * x + fy * y))
     return torch.fft.ifft2(torch.fft.fft2(clip.double(), dim=(1, 2)) * turn, dim=(1, 2)).real.float()
+
+
+def photograph(seed: int = 0) -> torch.Tensor:
+    """(1, 192, 288, 3) grey: noise whose power falls with the square of the frequency, as that of photographs does.
+
+    The same on every machine, in whole 8-bit levels.
+    """
+    frequency = np.hypot(np.fft.fftfreq(192)[:, None], np.fft.fftfreq(288)[None]).clip(min=1 / 288)
+    noise = np.random.RandomState(seed).standard_normal((192, 288))  # its stream is frozen, that of default_rng is not
+    picture = np.fft.ifft2(np.fft.fft2(noise) / frequency).real
+    picture = (0.5 + 0.15 * (picture - picture.mean()) / picture.std()).clip(0, 1)
+    return torch.from_numpy((picture * 255).round() / 255).float().expand(3, 192, 288).movedim(0, -1)[None]
+
+
+def blurred(clip: torch.Tensor, side: int) -> torch.Tensor:
+    padded = torch.nn.functional.pad(clip.movedim(-1, 1), (side // 2,) * 4, mode="reflect")
+    return torch.nn.functional.avg_pool2d(padded, side, 1).movedim(1, -1)
+
+
+def noisy(clip: torch.Tensor, deviation: float) -> torch.Tensor:
+    noise = np.random.RandomState(1).standard_normal((192, 288, 1))
+    return (clip + deviation * torch.from_numpy(noise).float()).clamp(0, 1)
 
 
 def write_frames(folder: Path, clip: torch.Tensor) -> None:
@@ -88,21 +126,64 @@ def weights_file(name: str) -> Path:
     return path
 
 
-def test_niqe_prefers_texture_to_blur() -> None:
+@pytest.mark.parametrize(("power", "shape"), [(1, 1.0), (2, 2.0)])
+@pytest.mark.parametrize("right", [0.5, 1.0])
+def test_the_fit_behind_niqe_finds_known_distributions(power: int, shape: float, right: float) -> None:
+    """Shape and both scales of Laplace and Gauss, also where the right half is narrower than the left."""
     pytest.importorskip("scipy")
-    from setevsr_core.evaluation.naturalness import NIQE
+    random = np.random.RandomState(0)
+    values = np.abs(random.laplace(size=200_000) if power == 1 else random.normal(scale=0.5**0.5, size=200_000))
+    below = np.arange(200_000) < 200_000 / (1 + right)  # so that the density has no step at 0
+    found = naturalness._generalised_gaussian(np.where(below, -values, right * values))
+    assert found == pytest.approx((shape, 1.0, right), rel=0.02)
 
-    niqe = NIQE(weights_file("niqe_pris_params.npz"))
-    generator = torch.Generator().manual_seed(0)
-    # Noise whose power falls with the square of the frequency, as that of photographs does.
-    frequency = torch.hypot(torch.fft.fftfreq(192)[:, None], torch.fft.fftfreq(288)[None]).clamp(min=1 / 288)
-    picture = torch.fft.ifft2(torch.fft.fft2(torch.randn(192, 288, generator=generator)) / frequency).real
-    picture = (0.5 + 0.15 * (picture - picture.mean()) / picture.std()).clamp(0, 1)[None, None]
-    blurred = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(picture, (4,) * 4, mode="reflect"), 9, 1)
-    sharp, soft = (p[0].movedim(0, -1).expand(192, 288, 3)[None] for p in (picture, blurred))
-    assert 0 < niqe(sharp) < niqe(soft)
+
+def test_niqe_agrees_with_another_implementation() -> None:
+    """With that of pyiqa 0.1.16 (in single precision, and with a resize of its own) on the same model file."""
+    pytest.importorskip("scipy")
+    niqe = naturalness.NIQE(weights_file("niqe_pris_params.npz"))
+    clip = photograph()
+    coloured = torch.stack([photograph(seed)[..., 0] for seed in (1, 2, 3)], dim=-1)
+    for other, value in ((clip, 6.2084), (blurred(clip, 3), 6.0437), (blurred(clip, 9), 9.0275),
+                         (noisy(clip, 0.05), 9.3698), (coloured, 6.0083)):
+        assert niqe(other) == pytest.approx(value, rel=5e-3)
     with pytest.raises(InputError, match="96x96"):
-        niqe(sharp[:, :100, :100])
+        niqe(clip[:, :100, :100])
+
+
+def test_brisque_grows_with_blur_and_noise_on_its_scale() -> None:
+    pytest.importorskip("brisque")
+    brisque = naturalness.BRISQUE()
+    clip = photograph()
+    for worse in ([blurred(clip, side) for side in (3, 5, 9)], [noisy(clip, level) for level in (0.02, 0.05, 0.2)]):
+        scores = [brisque(clip), *map(brisque, worse)]
+        assert 25 < scores[0] < 45 and 55 < scores[-1] < 75 and scores == sorted(scores)
+    grey = metrics.luma(torch.stack([photograph(seed)[..., 0] for seed in (1, 2, 3)], dim=-1))
+    assert brisque(grey.float()[..., None].expand(-1, -1, -1, 3)) == pytest.approx(scores[0], abs=5)
+
+
+def test_brisque_hands_whole_levels_of_rgb_to_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[np.ndarray] = []
+
+    class Package:
+        def scale_features(self, features: list[float]) -> list[float]:
+            assert all(type(feature) is float for feature in features)
+            return features
+
+        def score(self, picture: np.ndarray) -> float:
+            seen.append(picture)
+            return self.scale_features([np.array([float(picture.mean())])])[0]  # type: ignore[list-item]
+
+    monkeypatch.setitem(sys.modules, "brisque", SimpleNamespace(BRISQUE=Package))
+    clip = torch.zeros(2, 16, 20, 3)
+    clip[0, ..., 0], clip[1] = 1.2, 0.5
+    assert naturalness.BRISQUE()(clip) == pytest.approx((255 / 3 + 128) / 2)
+    assert seen[0].dtype == np.uint8 and seen[0].shape == (16, 20, 3) and tuple(seen[0][0, 0]) == (255, 0, 0)
+    monkeypatch.setattr(Package, "score", lambda *_: float("nan"))
+    with pytest.raises(InputError, match="without any texture"):
+        naturalness.BRISQUE()(clip)
+    with pytest.raises(InputError, match="14x14 or more, got 20x8"):
+        naturalness.BRISQUE()(clip[:, :8])
 
 
 def test_dists_is_zero_for_equal_frames_and_grows() -> None:
@@ -474,6 +555,34 @@ def test_figures_of_other_data_are_measured_again(small_set: Path) -> None:
     assert measured()[len(before):] == [("two", "bicubic"), ("two", TRUTH)]
 
 
+@pytest.mark.parametrize("kind", ["preset", "upscaler"])
+def test_command_measures_networks(small_set: Path, networks: Path, kind: str) -> None:
+    """From weight files to tables: a preset folder with tiny networks, and a file that spandrel knows."""
+    if kind == "preset":
+        shutil.copytree(networks, small_set / "tiny")
+        (small_set / "tiny" / "config.json").write_text(json.dumps({"defaults": {"steps": 1}}))
+        methods_given = [f"preset:{small_set / 'tiny'}", f"decoder@preset:{small_set / 'tiny'}:steps=0"]
+        names = ["tiny", "decoder"]
+    else:
+        pytest.importorskip("spandrel")
+        save_file(compact_upscaler(width=8, inner=1), small_set / "net.safetensors")
+        save_file(compact_upscaler(width=8, inner=1, scale=2), small_set / "twice.safetensors")
+        methods_given = [str(small_set / "net.safetensors"), f"steadied@{small_set / 'twice.safetensors'}:steady=1"]
+        names = ["net", "steadied"]
+    command = ("--methods", *methods_given, "--frames", "2", "--crop", "64x48", "--clips", "one", "--device", "cpu",
+               "--max-shift", "99")  # random networks invent structure of their own
+    assert evaluate(small_set, *command) == 0
+    rows = [json.loads(line) for line in (small_set / "out" / "rows.jsonl").read_text().splitlines()]
+    assert [row["method"] for row in rows] == [*names, TRUTH]
+    assert all(row["size"] == [48, 64] and row["frames"] == 2 for row in rows)
+    psnr = [row["figures"]["psnr"] for row in rows[:2]]
+    assert all(3 < value < 60 for value in psnr) and psnr[0] != psnr[1]
+    for name in names:
+        assert f"| {name} |" in (small_set / "out" / "table.md").read_text("utf-8")
+    with (small_set / "out" / "means.csv").open() as file:
+        assert {line.partition(",")[0] for line in file} == {"method", *names, TRUTH}
+
+
 def test_command_names_the_version_and_not_the_clip_that_it_lies_in(tmp_path: Path) -> None:
     truth = textured(2, 64, 96)
     write_frames(tmp_path / "data" / "car05_001" / "truth", truth)
@@ -517,6 +626,103 @@ def test_a_missing_package_is_a_reason_not_an_end(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(__import__("sys").modules, "brisque", None)
     built = measures.Instruments.build(["brisque", "psnr"], measures.Equipment())
     assert set(built.figures) == {"psnr"} and "pip install brisque" in built.missing["brisque"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights at all", b"PK\x03\x04 cut short"])
+def test_a_damaged_file_is_a_reason_not_an_end(tmp_path: Path, content: bytes) -> None:
+    for name in ("alexnet_features.safetensors", "vgg16_features.safetensors", "niqe_pris_params.npz",
+                 "musiq_koniq10k.pth", "RN50.pt"):
+        (tmp_path / name).write_bytes(content)
+    names = ["lpips", "dists", "niqe", "musiq", "clipiqa", "dover"]
+    built = measures.Instruments.build(names, measures.Equipment([tmp_path]))
+    assert not built.figures and list(built.missing) == names
+
+
+def test_frames_that_do_not_suit_a_figure_are_a_reason_not_an_end() -> None:
+    small = textured(2, 12, 12)
+
+    def broken(result: torch.Tensor, truth: torch.Tensor) -> float:
+        raise VideoError("the program failed")
+
+    figures: dict[str, Any] = {"psnr": metrics.psnr, "dover": broken}
+    try:
+        figures["lpips"] = metrics.LPIPS(weights_file("alexnet_features.safetensors"))
+    except pytest.skip.Exception:
+        pass
+    built = measures.Instruments(figures)
+    found = built.measure(list(figures), small, small)
+    assert found.pop("psnr") == pytest.approx(100) and "dover" not in found  # so that a later run tries it again
+    assert built.missing["dover"] == "not everywhere: the program failed"
+    if found:
+        assert found == {"lpips": None} and "31x31 or more, got 12x12" in built.missing["lpips"]
+
+
+class Pyiqa:
+    """Stands for pyiqa 0.1.16: its signatures, on networks that are one number."""
+
+    def __init__(self, failure: Exception | None = None):
+        self.failure = failure
+        self.built: list[dict[str, Any]] = []
+
+    def create_metric(self, metric_name: str, as_loss: bool = False, device: Any = None, **kwargs: Any) -> Any:
+        defaults = {"musiq": {"pretrained": "koniq10k"}, "clipiqa": {}}[metric_name]
+        return self._model(metric_name, as_loss=as_loss, device=device, **{**defaults, **kwargs})
+
+    def _model(
+        self, metric_name: str, as_loss: bool = False, loss_weight: Any = None, loss_reduction: str = "mean",
+        device: Any = None, seed: int = 123, check_input_range: bool = True, **options: Any,
+    ) -> Any:
+        network = {"musiq": self._musiq, "clipiqa": self._clipiqa}[metric_name](**options)
+
+        def metric(target: torch.Tensor, ref: torch.Tensor | None = None) -> torch.Tensor:
+            assert target.ndim == 4 and target.shape[1] == 3 and 0 <= target.min() and target.max() <= 1
+            if self.failure is not None:
+                raise self.failure
+            return network * target[:, 0].mean().view(1, 1)
+
+        self.built.append({"device": device, **options})
+        return metric
+
+    def _musiq(
+        self, patch_size: int = 32, num_class: int = 1, pretrained: bool | str = True,
+        pretrained_model_path: str | None = None, longer_side_lengths: tuple[int, ...] = (224, 384),
+    ) -> torch.Tensor:
+        assert pretrained_model_path is not None and not pretrained, "it would download"
+        return torch.load(pretrained_model_path, map_location="cpu", weights_only=False)["weight"]
+
+    def _clipiqa(
+        self, model_type: str = "clipiqa", backbone: str = "RN50", pretrained: bool = True, pos_embedding: bool = False
+    ) -> torch.Tensor:
+        assert Path(backbone).is_file(), "it would download"
+        return torch.load(backbone, map_location="cpu")["weight"]
+
+
+@pytest.mark.parametrize(("name", "file"), [("musiq", "musiq_koniq_ckpt-e95806b9.pth"), ("clipiqa", "RN50.pt")])
+def test_pyiqa_is_called_as_it_is_written_and_downloads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str
+) -> None:
+    pyiqa = Pyiqa()
+    monkeypatch.setitem(sys.modules, "pyiqa", pyiqa)
+    torch.save({"weight": torch.tensor(60.0)}, tmp_path / file)
+    equipment = measures.Equipment([tmp_path], device="cpu")
+    instruments = measures.Instruments.build([name], equipment)
+    assert not instruments.missing and pyiqa.built[0]["device"] == torch.device("cpu")
+    clip = torch.stack([torch.full((8, 9, 3), level) for level in (0.25, 0.5, 1.5)])
+    clip[..., 1:] = 0  # red counts: the channels are planes, in the order RGB
+    assert instruments.measure([name], clip, clip) == {name: pytest.approx(60 * (0.25 + 0.5 + 1) / 3)}
+    pyiqa.failure = RuntimeError("Output size is too small\nat line 7")
+    assert instruments.measure([name], clip, clip) == {name: None}
+    assert f"{name} cannot judge frames of 9x8: Output size is too small" in instruments.missing[name]
+    pyiqa.failure = torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(torch.OutOfMemoryError):
+        instruments.measure([name], clip, clip)
+
+
+def test_a_musiq_file_that_holds_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyiqa", Pyiqa())
+    torch.save({"weight": SimpleNamespace(anything=print)}, tmp_path / "musiq_koniq.pth")
+    with pytest.raises(CheckpointError, match="no weight file for musiq"):
+        no_reference.FromPyiqa("musiq", tmp_path / "musiq_koniq.pth")
 
 
 def test_dover_reads_the_authors_script(tmp_path: Path) -> None:

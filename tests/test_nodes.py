@@ -6,6 +6,7 @@ Needs a ComfyUI tree (COMFYUI_PATH, or what `make setup` fetched); skips with th
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib.util
 import json
 import os
@@ -997,12 +998,11 @@ def test_cancel_stops_what_comes_before_the_networks(
 
 def test_preset_decides_what_is_left_open(pack: ModuleType) -> None:
     choices, widgets = part(pack, "nodes.choices"), part(pack, "nodes.widgets")
+    resolve_settings = part(pack, "setevsr_core.settings").resolve_settings
     open_choices = choices.sampling_choices(steps=0, sampler=widgets.PRESETS_OWN, strength=0.0)
-    settings = choices.resolved(open_choices, {"steps": 9, "sampler": "ddim", "strength": 0.5})
+    settings = resolve_settings(open_choices, {"steps": 9, "sampler": "ddim", "strength": 0.5})
     assert (settings.steps, settings.sampler, settings.strength) == (9, "ddim", 0.5)
     assert choices.sampling_choices(steps=20, sampler=widgets.DECODER_ONLY, strength=1.0)["steps"] == 0
-    assert set(widgets.SAMPLERS[1:-1]) == set(part(pack, "setevsr_core.sampling.samplers").SAMPLERS)
-    assert set(widgets.COLOURS) == set(part(pack, "setevsr_core.video.colour").METHODS)
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
@@ -1122,6 +1122,41 @@ def test_measure_gives_known_figures(pack: ModuleType, nodes: dict[str, Any]) ->
     assert "| PSNR ↑ | 20.00 |" in text and "| LPIPS | not measured: no file alexnet_features" in text
     assert f"in the folder '{part(pack, 'nodes.folders').own_folder()}' |" in text
     assert output.ui.as_dict() == {"text": (text,)}
+
+
+def test_measure_offers_all_figures_and_loses_none_where_one_fails(
+    pack: ModuleType, nodes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What looks at the whole video gets it in one piece, and any that fails says why."""
+    measures, errors = part(pack, "setevsr_core.evaluation.measures"), part(pack, "setevsr_core.errors")
+    names = part(pack, "nodes.measuring").FIGURES
+    assert set(names) == set(measures.MEASURES)
+    seen: list[int] = []
+
+    def vmaf(result: torch.Tensor, truth: torch.Tensor) -> float:
+        seen.append(len(result))
+        return 50.0
+
+    def broken(result: torch.Tensor, truth: torch.Tensor) -> float:
+        raise errors.VideoError("DOVER's evaluate_one_video.py failed")
+
+    for name, figure in (("vmaf", vmaf), ("dover", broken)):
+        measure = dataclasses.replace(measures.MEASURES[name], build=lambda _, figure=figure: figure)
+        monkeypatch.setitem(measures.MEASURES, name, measure)
+    for package in ("brisque", "pyiqa", "DISTS_pytorch"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for name in ("vgg16_features.safetensors", "musiq_koniq10k.pth", "RN50.pt"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(part(pack, "nodes.folders"), "own_folders", lambda: [tmp_path])
+    truth = clip(frames=3, height=24, width=32)[..., :3].clamp(0.2, 0.8)
+    text, psnr, *_ = nodes["SeTeVSRMeasure"].execute(truth + 0.1, truth, ", ".join(names)).result
+    assert psnr == pytest.approx(20.0, abs=1e-3) and seen == [3] and "| VMAF ↑ | 50.00 |" in text
+    assert "| DOVER | not measured: not everywhere: DOVER's evaluate_one_video.py failed |" in text
+    for title, reason in (("DISTS", "DISTS needs the Python package"), ("BRISQUE", "BRISQUE needs the Python package"),
+                          ("MUSIQ", "MUSIQ needs the Python package"), ("CLIP-IQA", "CLIPIQA needs the Python package"),
+                          ("LPIPS", "no file alexnet_features"), ("NIQE", "no file niqe_pris_params.npz")):
+        assert f"| {title} | not measured: {reason}" in text
+    assert len(text.splitlines()) == 2 + len(names)
 
 
 def test_measure_without_an_original(nodes: dict[str, Any]) -> None:

@@ -453,6 +453,6 @@ def test_on_a_gpu_no_tile_is_tried_that_is_sure_not_to_fit(caplog: pytest.LogCap
 def test_a_step_never_holds_less_than_what_is_taken_for_sure(modules: dict[str, Any]) -> None:
     config = DenoiserConfig.nano(layers=1, **modules)
     network = Denoiser(config, device="meta", dtype=torch.bfloat16)
-    work, _ = step_work(network, (16, 16), 2, RestoreSettings(tile=0, tile_overlap=0))
+    work, _ = step_work(network, None, (16, 16), 2, RestoreSettings(tile=0, tile_overlap=0))
     numbers = work.peak_bytes / (2 * 2 * 16 * 16 * config.channels[0])
     assert segment_run.STEP_NUMBERS <= numbers < 1.4 * segment_run.STEP_NUMBERS

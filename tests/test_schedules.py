@@ -33,9 +33,11 @@ def test_start_mixes_latent_and_noise() -> None:
     assert schedules.add_noise(zero, one, 999).item() == pytest.approx(0.99767, abs=5e-6)
 
 
-def test_posterior_log_variances() -> None:
-    logs = schedules.posterior_log_variances(TIMESTEPS)
-    assert [round(value, 2) for value in (logs[0], logs[-3], logs[-2], logs[-1])] == [-1.55, -4.61, -7.12, -46.05]
+def test_posterior_variances() -> None:
+    pairs = zip(TIMESTEPS, schedules.previous_timesteps(TIMESTEPS), strict=True)
+    variances = [schedules.posterior_variance(t, previous) for t, previous in pairs]
+    logs = [round(math.log(variances[i]), 2) for i in (0, -3, -2)]
+    assert logs == [-1.55, -4.61, -7.12] and variances[-1] == 0
 
 
 def test_ddpm_step_is_diffusers_ddpm_step() -> None:

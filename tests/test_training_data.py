@@ -233,12 +233,96 @@ def test_a_folder_of_numbered_pictures_is_a_clip(material: Path, tmp_path: Path)
     for name in ("beach", "street"):
         cv2.imwrite(str(tmp_path / "album" / f"{name}.png"), frames[0])
     videos, photos = sources.list_material([tmp_path], without=[f"{tmp_path.name}/001"])
-    assert [path.name for path in videos] == ["000"] and photos == []
-    late = sources.read_window(videos[0], 1.0, 5)
+    assert [item.name for item in videos] == ["000"] and photos == []
+    late = sources.read_window(videos[0].path, 1.0, 5)
     assert len(late) == 5 and all(np.array_equal(a, b) for a, b in zip(late, frames[7:], strict=True))
     with pytest.raises(SettingsError, match="'002'"):
         sources.list_material([tmp_path], without=["002"])
     assert len(PackedDataset(pack([tmp_path], tmp_path / "out", segments=4, without=["001"], **SMALL))) == 4
+
+
+def test_frames_may_be_numbered_behind_a_name_and_be_of_any_kind(tmp_path: Path) -> None:
+    wide = picture(48, 80)
+    for clip, name in (("street", "frame_{:04d}.png"), ("sea", "im{}.tif"), ("hill", "Frame 00{}_x4.webp")):
+        (tmp_path / clip).mkdir()
+        for index in (8, 9, 10):
+            cv2.imwrite(str(tmp_path / clip / name.format(index)), wide[:, index : index + 60])
+    (tmp_path / "one").mkdir()
+    cv2.imwrite(str(tmp_path / "one" / "frame_0001.png"), wide)
+    videos, _ = sources.list_material([tmp_path])
+    assert [item.name for item in videos] == ["hill", "sea", "street"]
+    frames = sources.read_window(tmp_path / "sea", 0.0, 5)
+    assert all(np.array_equal(frame, wide[:, i : i + 60, ::-1]) for frame, i in zip(frames, (8, 9, 10), strict=True))
+    cv2.imwrite(str(tmp_path / "street" / "frame_0011.png"), wide)
+    with pytest.raises(VideoError, match="street' differ in size"):
+        sources.read_window(tmp_path / "street", 1.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "folders", "expected"),
+    [
+        ("REDS", ["train/train_sharp/000", "train/train_sharp/001", "val/val_sharp/001"],
+         {"001": "train/train_sharp/001", "val_001": "val/val_sharp/001"}),
+        ("REDS", ["train_sharp/020", "train_sharp/021"], {"021": "train_sharp/021"}),
+        ("REDS4", ["train_sharp/020", "train_sharp/021"], {"020": "train_sharp/020"}),
+        ("SPMCS", ["car05_001/truth", "car05_001/input4", "hdclub/truth", "hdclub/input4"],
+         {"car05_001": "car05_001/truth", "hdclub": "hdclub/truth"}),
+        ("UDM10", ["archpeople/truth", "archpeople/blur4"], {"archpeople": "archpeople/truth"}),
+        ("Vid4", ["GT/city", "BIx4/city", "BDx4/city"], {"city": "GT/city"}),
+        ("folder", ["b", "a"], {"a": "a", "b": "b"}),
+    ],
+)
+def test_training_takes_the_truth_of_published_sets(
+    tmp_path: Path, dataset: str, folders: list[str], expected: dict[str, str]
+) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "frame_0001.png").touch()
+    videos, photos = sources.list_material([Source(tmp_path, dataset=dataset)])
+    assert {item.name: item.path.relative_to(tmp_path).as_posix() for item in videos} == expected and photos == []
+    name = next(iter(expected))
+    if len(expected) > 1:
+        rest, _ = sources.list_material([Source(tmp_path, dataset=dataset)], without=[name])
+        assert [item.name for item in rest] == [other for other in expected if other != name]
+
+
+def test_a_set_is_packed_by_the_names_of_its_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wide = picture(40, 80)
+    for clip in ("car05_001", "hdclub_003"):
+        for part, step in (("truth", 1), ("input4", 4)):
+            (tmp_path / "SPMCS" / clip / part).mkdir(parents=True)
+            for index in range(8):
+                frame = wide[::step, index : index + 60 : step]
+                cv2.imwrite(str(tmp_path / "SPMCS" / clip / part / f"{index + 1:04d}.png"), frame)
+    out = tmp_path / "out"
+    small = ["--segments", "2", "--frames", "2", "--size", "32"]
+    assert cli.main(["pack", str(out), f"{tmp_path / 'SPMCS'}=research", "--dataset", "SPMCS", *small]) == 0
+    meta = json.loads((out / "meta.json").read_text())
+    assert meta["videos"] == ["car05_001", "hdclub_003"] and meta["photos"] == []
+    assert [(source["licence"], source["dataset"]) for source in meta["sources"]] == [("research", "SPMCS")]
+    records = json.loads((out / "shard_00000" / "meta.json").read_text())["segments"]
+    assert {record["source"] for record in records} == {"car05_001", "hdclub_003"}
+    for dataset, said in (("VideoLQ", "VideoLQ has no truth to train on"), ("REDS", "no clips in the layout REDS"),
+                          ("Vid5", "unknown data set 'Vid5'; choose one of")):
+        command = ["pack", str(tmp_path / dataset), str(tmp_path / "SPMCS"), "--dataset", dataset, *small]
+        assert cli.main(command) == cli.FAILED and said in capsys.readouterr().err
+
+
+def test_training_packs_a_set_by_its_layout(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Source] = []
+
+    def watched(given: list[Source], out: Path, **_: object) -> None:
+        seen.extend(given)
+        raise InputError("enough seen")
+
+    monkeypatch.setattr("setevsr_core.training.data.pack", watched)
+    command = ["train", "vae", "--out", str(tmp_path / "run"), "--lpips-weight", "0", "--device", "cpu"]
+    assert cli.main([*command, "--data", str(tmp_path), "--dataset", "REDS"]) == cli.FAILED
+    assert seen == [Source(tmp_path, dataset="REDS")]
+    assert cli.main([*command, "--data", str(packed), "--dataset", "REDS"]) == cli.FAILED
+    assert "is packed already: --dataset is for what is not" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["8.png", "16.png", "grey.png", "alpha.png", "plain.jpg", "turned.jpg", "ç ⚡.jpg"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -430,6 +431,18 @@ def test_only_unfinished_work_that_nobody_continues_is_dropped(tmp_path: Path) -
             os.utime(tmp_path / name, (long_ago, long_ago))
         assert drop_abandoned(tmp_path, 30) == [tmp_path / "old"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "no journal", "used"]
+
+
+def test_work_that_finishes_just_now_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "job.json").touch()
+
+    def now() -> float:  # asked after the folders were listed
+        shutil.rmtree(tmp_path / "other")
+        return 0.0
+
+    monkeypatch.setattr(time, "time", now)
+    assert drop_abandoned(tmp_path, 30) == [] and not (tmp_path / "other").exists()
 
 
 def test_a_failed_start_leaves_no_folder(restorer: Restorer, tmp_path: Path) -> None:

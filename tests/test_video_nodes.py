@@ -115,7 +115,7 @@ def test_sound_of_the_graph_keeps_its_channels_and_may_have_any_rate(
 def test_sound_of_the_graph_that_is_no_sound(pack: Any) -> None:
     """Empty Audio of 0 seconds is silence; NaN is a mistake of the node before, which no encoder takes."""
     media = shared.part(pack, "nodes.media")
-    temporary = Path(shared.part(pack, "nodes.upscale").temporary_path("x")).parent
+    temporary = Path(shared.part(pack, "nodes.folders").temporary_path("x")).parent
     before = set(temporary.iterdir())
     assert media.write_sound({"waveform": torch.zeros(1, 2, 0), "sample_rate": 44100}) is None
     noiseless = torch.zeros(1, 2, 5000)

@@ -77,5 +77,4 @@ def stream_facts(path: Path) -> dict[str, Any]:
             "pix_fmt": stream.codec_context.pix_fmt,
             "size": (stream.height, stream.width),
             "tags": (frames[0].colorspace, frames[0].color_range),
-            "metadata": dict(container.metadata),
         }

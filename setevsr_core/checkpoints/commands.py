@@ -11,15 +11,27 @@ import torch
 from safetensors import SafetensorError
 
 from ..errors import CheckpointError, SettingsError
+from ..settings import DTYPES
 from .building import main_dtype
-from .denoiser import load_denoiser
+from .denoiser import load_denoiser, read_text
 from .files import TensorFile, open_source
 from .native import save_native, stored_config
-from .registry import COMPONENTS, DENOISER, KINDS, SEMANTIC, VAE, FileInfo, converted, describe, find, match
+from .registry import (
+    ALL_COMPONENTS,
+    COMPONENTS,
+    DENOISER,
+    KINDS,
+    SEMANTIC,
+    VAE,
+    FileInfo,
+    converted,
+    describe,
+    find,
+    match,
+)
 from .semantic import load_semantic_encoder
 from .vae import load_temporal_vae
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LOADERS: dict[str, Any] = {DENOISER: load_denoiser, VAE: load_temporal_vae, SEMANTIC: load_semantic_encoder}
 
 
@@ -47,13 +59,8 @@ def add_parser(subparsers: Any) -> None:
     convert.set_defaults(run=run_convert)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run whichever of the two commands was given."""
-    return args.run(args)
-
-
 def run_info(args: argparse.Namespace) -> int:
-    file = open_source(args.file, tuple(part for kind in KINDS for part in COMPONENTS[kind]))
+    file = open_source(args.file, ALL_COMPONENTS)
     report = info_report(file)
     print(json.dumps(report, indent=2) if args.json else info_text(report))
     return 0
@@ -117,7 +124,7 @@ def run_convert(args: argparse.Namespace) -> int:
     target = Path(args.target)
     if target.suffix != ".safetensors":
         raise SettingsError(f"The target {target} must end with .safetensors.")
-    wanted = COMPONENTS[args.kind] if args.kind else tuple(part for kind in KINDS for part in COMPONENTS[kind])
+    wanted = COMPONENTS[args.kind] if args.kind else ALL_COMPONENTS
     file = open_source(args.source, wanted)
     kind = args.kind or describe(file).kind
     if kind not in LOADERS:
@@ -125,10 +132,10 @@ def run_convert(args: argparse.Namespace) -> int:
     if kind != DENOISER and (args.lora or args.light or args.empty_text):
         raise SettingsError(f"--lora, --light and --empty-text are for a denoiser; from {file.name} comes a {kind}.")
     options = denoiser_options(args) if kind == DENOISER else {}
-    dtype = DTYPES[args.dtype] if args.dtype else stored_dtype(file, kind)
+    dtype = getattr(torch, args.dtype) if args.dtype else stored_dtype(file, kind)
     network = LOADERS[kind](file, dtype=dtype, **options)
     if args.empty_text:
-        network.empty_text = read_empty_text(args.empty_text, network.config.context_dim).to(network.dtype)
+        network.empty_text = read_text(args.empty_text, network.config.context_dim).to(network.dtype)
     record = file.metadata if stored_config(file) is not None else {}  # of its training, say
     try:
         save_native(network, target, {**record, "source": Path(file.name).name})
@@ -155,13 +162,3 @@ def denoiser_options(args: argparse.Namespace) -> dict[str, Any]:
     except ValueError as error:
         raise SettingsError(f"the strength of a LoRA must be a number ({error}).") from error
     return {"head_dim": args.head_dim, "lr_heads": args.lr_heads, "loras": loras, "light": args.light}
-
-
-def read_empty_text(path: str, width: int) -> torch.Tensor:
-    """The embedding (1, tokens, width) in a file that holds nothing else."""
-    tensors = list(open_source(path).tensors.values())
-    if len(tensors) != 1 or tensors[0].ndim != 3 or tensors[0].shape[0] != 1 or tensors[0].shape[2] != width:
-        shapes = [list(tensor.shape) for tensor in tensors[:3]]
-        raise CheckpointError(f"{path} holds {len(tensors)} tensors, such as {shapes}; expected one text embedding of "
-                              f"the shape [1, tokens, {width}].")
-    return tensors[0]

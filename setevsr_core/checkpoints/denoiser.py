@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SettingsError
+from ..errors import CheckpointError, SettingsError
 from ..networks.denoiser import Denoiser, DenoiserConfig
 from .building import Shapes, build, no_name, reading_sizes, shapes_of, side
 from .files import Source, TensorFile, folder_setting, open_source
+from .key_maps import count
 from .lora import LoRA, apply_loras
 from .native import stored_config
 from .registry import COMPONENTS, DENOISER, converted, find
@@ -69,6 +70,19 @@ def load_denoiser(source: Source | TensorFile, *, head_dim: int = 64, lr_heads: 
     return network
 
 
+def read_text(source: Source, width: int) -> Tensor:
+    """The text embedding (1, tokens, width) in a file of any format that holds nothing else; stored as that or as
+    (tokens, width). Raises `CheckpointError` for anything else.
+    """
+    file = open_source(source)
+    texts = [tensor[None] if tensor.ndim == 2 else tensor for tensor in file.tensors.values()]
+    if len(texts) != 1 or texts[0].ndim != 3 or texts[0].shape[0] != 1 or texts[0].shape[2] != width:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in list(file.tensors.values())[:3])
+        raise CheckpointError(f"{file.name} holds {len(texts)} tensors, such as {shapes}; expected one text embedding "
+                              f"of the shape (tokens, {width}) or (1, tokens, {width}).")
+    return texts[0]
+
+
 def is_added(name: str) -> bool:
     """Whether a tensor belongs to a module that SD 2.1 does not have."""
     return any(part in name for part in ADDED)
@@ -120,11 +134,6 @@ def _read_config(shapes: Shapes, head_dim: int, lr_heads: int) -> DenoiserConfig
         )
         sizes["lr_layers"] = count(shapes, "lr_encoder.down_blocks.0.resnets.")
     return DenoiserConfig(**sizes)
-
-
-def count(shapes: Shapes, prefix: str) -> int:
-    """How many modules of a list there are: one more than the highest index behind the prefix."""
-    return 1 + max((int(key[len(prefix) :].split(".", 1)[0]) for key in shapes if key.startswith(prefix)), default=-1)
 
 
 def semantic_levels(shapes: Shapes, levels: int) -> tuple[int, ...]:

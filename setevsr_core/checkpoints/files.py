@@ -34,6 +34,7 @@ NESTED = ("state_dict", "model_state_dict", "params_ema", "params", "model")
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 # One of the files that a large model is split into: name, place, number of files, ending.
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})((?:\.\w+)+)")
+LISTED = 8  # names of a folder in a message
 # First bytes of archives that people download weights in.
 ARCHIVES = (b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")
 WEIGHT_NAMES = (
@@ -305,11 +306,11 @@ def missing_message(path: Path) -> str:
             "Put it there.")
 
 
-def listing(folder: Path, limit: int = 8) -> str:
+def listing(folder: Path) -> str:
     """The first few names in a folder, as one phrase."""
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) + more) or "nothing"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return (", ".join(names[:LISTED]) + more) or "nothing"
 
 
 def folder_setting(path: Path, relative: str, key: str) -> Any:

@@ -7,7 +7,7 @@ one to one, so `flipped` turns a table for reading into one for writing.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 # Layer names inside a block: other name -> our name.
@@ -48,9 +48,14 @@ class Depth:
     mid: tuple[int, int, int] = (0, 1, 2)
 
 
+def count(keys: Iterable[str], prefix: str) -> int:
+    """How many modules of a list there are: one more than the highest index behind the prefix."""
+    return 1 + max((int(key[len(prefix) :].split(".", 1)[0]) for key in keys if key.startswith(prefix)), default=-1)
+
+
 def read_depth(keys: Collection[str]) -> Depth:
     """Depth of an original-layout U-Net or LR encoder from its key names (without prefix)."""
-    inputs = 1 + max((int(key.split(".")[1]) for key in keys if key.startswith("input_blocks.")), default=0)
+    inputs = count(keys, "input_blocks.")
     downs = [index for index in range(inputs) if f"input_blocks.{index}.0.op.weight" in keys]
     levels, blocks = len(downs) + 1, (downs[0] if downs else inputs) - 1
     attention = tuple(

@@ -185,9 +185,8 @@ def aliases(shapes: Shapes) -> dict[str, str]:
     Layers of the U-Net are known by our (diffusers') names and by the original ones of SD 2.1 and of MGLD-VSR.
     """
     weights = [key for key, shape in shapes.items() if key.endswith(".weight") and len(shape) >= 2]
-    levels = 1 + max((int(key.split(".")[2]) for key in weights if key.startswith("unet.down_blocks.")), default=0)
-    blocks = 1 + max((int(key.split(".")[4]) for key in weights if key.startswith("unet.down_blocks.0.resnets.")),
-                     default=0)
+    levels = key_maps.count(weights, "unet.down_blocks.")
+    blocks = key_maps.count(weights, "unet.down_blocks.0.resnets.")
     depth = key_maps.Depth(levels, blocks, tuple(
         any(key.startswith(f"unet.down_blocks.{level}.attentions.") for key in weights) for level in range(levels)))
     tables = [key_maps.flipped(key_maps.unet_table(replace(depth, mid=mid))) for mid in ((0, 2, 4), (0, 1, 2))]

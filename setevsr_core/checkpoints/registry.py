@@ -29,6 +29,7 @@ EXPECTED = {
               ".safetensors, also in the layout of the transformers package)",
 }
 COMPONENTS = {DENOISER: ("unet", "denoiser"), VAE: ("vae",), SEMANTIC: ("semantic_encoder", "sam2")}
+ALL_COMPONENTS = tuple(part for kind in KINDS for part in COMPONENTS[kind])
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,9 @@ def _find_video_vae(tensors: Tensors) -> str | None:
 def convert_original_vae(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
     """An LDM or MGLD-VSR autoencoder under our names; training-only parts (loss.*) are left out."""
     kept = {key: value for key, value in under(tensors, prefix).items() if key.startswith(VAE_PARTS)}
-    levels = 1 + max((int(key.split(".")[2]) for key in kept if key.startswith("encoder.down.")), default=-1)
-    blocks = 1 + max((int(key.split(".")[4]) for key in kept if key.startswith("encoder.down.0.block.")), default=-1)
-    table = key_maps.vae_table(levels, blocks)
+    table = key_maps.vae_table(
+        levels=key_maps.count(kept, "encoder.down."), blocks=key_maps.count(kept, "encoder.down.0.block.")
+    )
     return {key_maps.rename(key, table): _flat_attention(key, value) for key, value in kept.items()}
 
 
@@ -174,10 +175,9 @@ def _find_transformers_sam2(tensors: Tensors) -> str | None:
 def _convert_transformers_sam2(tensors: Tensors, prefix: str) -> dict[str, Tensor]:
     """A SAM 2 image encoder of the transformers package under official names."""
     kept = {key: value for key, value in under(tensors, prefix).items() if key.startswith(("backbone.", "neck."))}
-    numbers = [key.split(".") for key in kept]
-    blocks = 1 + max((int(parts[2]) for parts in numbers if parts[:2] == ["backbone", "blocks"]), default=-1)
-    levels = 1 + max((int(parts[2]) for parts in numbers if parts[:2] == ["neck", "convs"]), default=-1)
-    table = key_maps.transformers_sam2_table(blocks, levels)
+    table = key_maps.transformers_sam2_table(
+        blocks=key_maps.count(kept, "backbone.blocks."), levels=key_maps.count(kept, "neck.convs.")
+    )
     return {key_maps.rename(key, table): value for key, value in kept.items()}
 
 
@@ -257,5 +257,4 @@ def describe(file: TensorFile) -> FileInfo:
 
 def identify(source: Source | TensorFile) -> FileInfo:
     """What a file, folder or state dict is, without building a network. Raises `CheckpointError` if unreadable."""
-    components = tuple(part for kind in KINDS for part in COMPONENTS[kind])
-    return describe(open_source(source, components))
+    return describe(open_source(source, ALL_COMPONENTS))

@@ -22,6 +22,7 @@ from .building import (
     weights_device,
 )
 from .files import Source, TensorFile, open_source
+from .key_maps import count
 from .native import stored_config
 from .registry import COMPONENTS, SEMANTIC, converted, find
 
@@ -72,6 +73,6 @@ def read_config(shapes: Shapes, name: str) -> SemanticEncoderConfig:
 
 def stage_lengths(shapes: Shapes) -> tuple[int, ...]:
     """Blocks per stage: a stage starts at block 0 and wherever a block widens its input (it has `proj`)."""
-    blocks = 1 + max((int(key.split(".")[3]) for key in shapes if key.startswith(f"{TRUNK}.blocks.")), default=-1)
+    blocks = count(shapes, f"{TRUNK}.blocks.")
     starts = [0] + [i for i in range(1, blocks) if f"{TRUNK}.blocks.{i}.proj.weight" in shapes]
     return tuple(stop - start for start, stop in zip(starts, [*starts[1:], blocks], strict=True))

@@ -15,8 +15,8 @@ from torch import nn
 from ..errors import CheckpointError
 from ..networks.temporal_vae import TemporalVAE, VAEConfig
 from .building import Shapes, build, buildable_sizes, no_name, reading_sizes, shapes_of, side
-from .denoiser import count
 from .files import Source, TensorFile, folder_setting, open_source
+from .key_maps import count
 from .native import stored_config
 from .registry import COMPONENTS, VAE, converted, find
 

@@ -23,12 +23,13 @@ class DISTS:
 
     def __init__(self, weights: Path, device: torch.device | str | None = None) -> None:
         package = require("DISTS_pytorch", "DISTS-pytorch", "DISTS")
+        stored = _read(weights)
         self.metric = _without_download(package)
         own = torch.load(Path(str(package.__file__)).with_name("weights.pt"), map_location="cpu", weights_only=True)
         with torch.no_grad():
             self.metric.alpha.copy_(own["alpha"])
             self.metric.beta.copy_(own["beta"])
-        _fill(self.metric, weights)
+        _fill(self.metric, stored, weights)
         self.device = torch.device(device or "cpu")
         self.metric.eval().to(self.device)
 
@@ -51,10 +52,18 @@ def _without_download(package: Any) -> Any:
         return package.DISTS(load_weights=False)
 
 
-def _fill(network: Any, weights: Path) -> None:
+def _read(weights: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    stored = load_file(weights)
+    try:
+        return load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{weights}' is no safetensors file ({error}); give torchvision's VGG16 "
+                              "convolutions") from error
+
+
+def _fill(network: Any, stored: dict[str, Tensor], weights: Path) -> None:
     parts = {name: p for name, p in network.named_parameters() if name.startswith("stage")}
     with torch.no_grad():
         for name, parameter in parts.items():

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
-
-_METRICS = ("psnr", "psnr_y", "ssim", "ssim_y", "lpips", "dists", "vmaf", "tlpips", "warping", "niqe", "brisque",
-            "musiq", "clipiqa", "dover", "sharpness")
+from .names import FIGURES
 
 
 def add_parser(subparsers: Any) -> None:
@@ -30,8 +28,8 @@ def add_parser(subparsers: Any) -> None:
                         help="bicubic, preset:NAME[:steps=4,strength=0.5], a weight file that spandrel knows, or a "
                         "folder of results by clip name; LABEL@METHOD names it; bicubic and files take "
                         ":steady=4,steady_result=2 (default: bicubic preset:nano)")
-    parser.add_argument("--metrics", nargs="+", default=list(_METRICS), metavar="METRIC",
-                        help=f"which figures (default: all): {', '.join(_METRICS)}")
+    parser.add_argument("--metrics", nargs="+", default=list(FIGURES), metavar="METRIC",
+                        help=f"which figures (default: all): {', '.join(FIGURES)}")
     parser.add_argument("--weights", nargs="+", type=Path, default=[], metavar="FOLDER",
                         help="folders with the metrics' weight files (docs/evaluation.md lists them)")
     parser.add_argument("--ffmpeg", help="an ffmpeg with libvmaf (default: imageio-ffmpeg's, else the search path's)")

@@ -38,7 +38,10 @@ class Equipment:
 
 @dataclass(frozen=True)
 class Measure:
-    """name: on the command line; better: "higher", "lower" or "" (to be read beside the truth's)."""
+    """name: on the command line; better: "higher", "lower" or "" (to be read beside the truth's).
+
+    temporal: needs two frames; whole: of the whole clip, and no mean over its frames or pairs of neighbours.
+    """
 
     name: str
     title: str
@@ -46,6 +49,7 @@ class Measure:
     build: Callable[[Equipment], Figure]
     needs_truth: bool = True
     temporal: bool = False
+    whole: bool = False
 
 
 def _lpips(equipment: Equipment) -> metrics.LPIPS:
@@ -112,14 +116,14 @@ MEASURES: dict[str, Measure] = {
         Measure("ssim_y", "SSIM-Y", "higher", lambda _: metrics.ssim),
         Measure("lpips", "LPIPS", "lower", _lpips),
         Measure("dists", "DISTS", "lower", _dists),
-        Measure("vmaf", "VMAF", "higher", _vmaf),
+        Measure("vmaf", "VMAF", "higher", _vmaf, whole=True),
         Measure("tlpips", "tLPIPS", "lower", _tlpips, temporal=True),
         Measure("warping", "E_warp", "lower", lambda _: metrics.warping_error, needs_truth=False, temporal=True),
         Measure("niqe", "NIQE", "lower", _niqe, needs_truth=False),
         Measure("brisque", "BRISQUE", "lower", _brisque, needs_truth=False),
         Measure("musiq", "MUSIQ", "higher", _musiq, needs_truth=False),
         Measure("clipiqa", "CLIP-IQA", "higher", _clipiqa, needs_truth=False),
-        Measure("dover", "DOVER", "higher", _dover, needs_truth=False),
+        Measure("dover", "DOVER", "higher", _dover, needs_truth=False, whole=True),
         Measure("sharpness", "sharpness", "", lambda _: _alone(metrics.sharpness), needs_truth=False),
     )
 }
@@ -152,12 +156,15 @@ class Instruments:
                 and not (MEASURES[name].temporal and frames < 2)]
 
     def measure(self, names: Iterable[str], result: Tensor, reference: Tensor) -> dict[str, float | None]:
-        """The named figures; None where a picture does not suit the measure (too small, without texture)."""
+        """The named figures; None where a picture does not suit the measure (too small, without texture). A figure is
+        left out where its program failed, so that a later run tries it again. The reason is in `missing` then.
+        """
         figures: dict[str, float | None] = {}
         for name in names:
             try:
                 figures[name] = self.figures[name](result, reference)
-            except InputError as error:
-                figures[name] = None
-                self.missing.setdefault(name, f"not on every clip: {error}")
+            except SeTeVSRError as error:
+                if isinstance(error, InputError):
+                    figures[name] = None
+                self.missing.setdefault(name, f"not everywhere: {error}")
         return figures

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from ..errors import CheckpointError, InputError, SettingsError, require
 from ..video.formats import VIDEO_ENDINGS
+from ..video.layouts import is_sequence
 from ..video.resize import upscale_bicubic
 from ..video.steadying import MAX_RADIUS, steady_video
-from .datasets import Clip, is_sequence, read_frames
+from .datasets import Clip, read_frames
 
 TILE, TILE_MARGIN = 256, 16
 """Largest side in low-resolution pixels that an upscaler sees at once, and the margin that is cut off again."""

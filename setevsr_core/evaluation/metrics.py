@@ -135,7 +135,9 @@ class LPIPS:
 
     @torch.inference_mode()
     def distance(self, first: Tensor, second: Tensor) -> float:
-        """Of two frames (1, 3, H, W) in 0..1."""
+        """Of two frames (1, 3, H, W) in 0..1. Errors: InputError for frames below 31x31."""
+        if min(first.shape[2:]) < 31:  # nothing would be left of them after AlexNet's strides
+            raise InputError(f"LPIPS needs frames of 31x31 or more, got {first.shape[3]}x{first.shape[2]}")
         return float(self.metric(*(x.to(self.device).float() * 2 - 1 for x in (first, second))))
 
     def __call__(self, result: Tensor, truth: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,16 +24,17 @@ class NIQE:
 
     model: an npz with `mu_pris_param` (1, 36), `cov_pris_param` (36, 36) and `gaussian_window` (7, 7), as BasicSR
     publishes the authors' model. Errors: CheckpointError for another file; InputError for frames with fewer than two
-    blocks of 96 x 96.
+    blocks of 96 x 96; MissingPackageError without scipy.
     """
 
     def __init__(self, model: Path) -> None:
+        require("scipy.special", "scipy", "NIQE")
         try:
             with np.load(model) as stored:
                 self.mean = stored["mu_pris_param"].reshape(-1)
                 self.covariance = stored["cov_pris_param"]
                 self.window = torch.from_numpy(stored["gaussian_window"].astype(np.float64))
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
             raise CheckpointError(f"'{model}' is no NIQE model ({error}); give niqe_pris_params.npz") from error
 
     def __call__(self, clip: Tensor) -> float:
@@ -127,6 +129,12 @@ class BRISQUE:
         self.metric: Any = Numbers()
 
     def __call__(self, clip: Tensor) -> float:
-        """Mean over the frames (N, H, W, 3)."""
+        """Mean over the frames (N, H, W, 3). Errors: InputError for frames without texture, or of a few pixels."""
         frames = (clip.clamp(0, 1) * 255).round().byte().cpu().numpy()
-        return float(np.mean([self.metric.score(frame) for frame in frames]))
+        if min(frames.shape[1:3]) < 14:  # its window is 7 pixels wide, at half size too
+            raise InputError(f"BRISQUE needs frames of 14x14 or more, got {frames.shape[2]}x{frames.shape[1]}")
+        with np.errstate(all="ignore"):
+            score = float(np.mean([self.metric.score(frame) for frame in frames]))
+        if not np.isfinite(score):
+            raise InputError("BRISQUE cannot be measured on frames without any texture")
+        return score

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, VideoError, require
+from ..errors import CheckpointError, InputError, VideoError, require
+from ..memory import is_out_of_memory
 from ..video.writing import VideoWriter
 
 _DOVER_SCORE = re.compile(r"overall score.*?:\s*([0-9.eE+-]+)\s*$", re.MULTILINE)
@@ -30,6 +31,7 @@ class FromPyiqa:
     """
 
     def __init__(self, name: str, weights: Path, device: str | None = None) -> None:
+        self.name = name
         pyiqa: Any = require("pyiqa", purpose=name.upper())
         options: dict[str, Any] = {"backbone": str(weights)}
         try:
@@ -45,8 +47,14 @@ class FromPyiqa:
 
     @torch.inference_mode()
     def __call__(self, clip: Tensor) -> float:
-        """Mean over the frames (N, H, W, 3)."""
-        scores = [float(self.metric(frame.float().clamp(0, 1).movedim(-1, 0)[None])) for frame in clip]
+        """Mean over the frames (N, H, W, 3). Errors: InputError for frames that the metric cannot take."""
+        try:
+            scores = [float(self.metric(frame.float().clamp(0, 1).movedim(-1, 0)[None])) for frame in clip]
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise InputError(f"{self.name} cannot judge frames of {clip.shape[2]}x{clip.shape[1]}: "
+                             f"{_first_line(error)}") from error
         return sum(scores) / len(scores)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import InputError
+from ..video.layouts import ClipFiles
 from . import pictures
 from .alignment import MAX_SHIFT, Shift, check_alignment, estimate_shift
-from .datasets import Clip, ClipFiles, ClipLoader
+from .datasets import Clip, ClipLoader
 from .measures import Instruments
 from .methods import Method, enlarge, stamp
 from .records import TRUTH, Records, Row

@@ -78,7 +78,7 @@ def markdown(
     lines = ["# Evaluation", "", header(settings, len(clips)), "", "## Means over the clips", ""]
     lines += _head(["method", *map(title, shown)])
     for method, intervals in means(rows, shown, settings["bootstrap_seed"]).items():
-        cells = [_interval(intervals.get(name), name) for name in shown]
+        cells = [interval_text(intervals.get(name), name) for name in shown]
         lines.append(_line([method, *cells]))
     lines += ["", "In brackets: 95 % bootstrap interval over the clips.", "", "## Every clip", ""]
     lines += _head(["clip", "method", *map(title, shown), "shift (px)"])
@@ -111,7 +111,8 @@ def write_csv(folder: Path, rows: Sequence[Row], names: Sequence[str], settings:
                 writer.writerow([method, name, *ends, interval.count])
 
 
-def _interval(interval: Interval | None, name: str) -> str:
+def interval_text(interval: Interval | None, name: str) -> str:
+    """A mean and its ends in brackets, with the digits of the figure `name`; a dash for what was not measured."""
     if interval is None:
         return "–"
     if math.isnan(interval.low):

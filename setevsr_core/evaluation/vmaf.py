@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import MissingPackageError, VideoError
+from ..errors import InputError, MissingPackageError, VideoError
 from .metrics import check_pair
 
 
@@ -31,7 +31,10 @@ class VMAF:
                                       "pip install imageio-ffmpeg, or name one with --ffmpeg")
 
     def __call__(self, result: Tensor, truth: Tensor) -> float:
+        """Of clips (N, H, W, 3). Errors: InputError for frames below 18x18, VideoError where ffmpeg fails."""
         check_pair(result, truth)
+        if min(result.shape[1:3]) < 18:
+            raise InputError(f"VMAF needs frames of 18x18 or more, got {result.shape[2]}x{result.shape[1]}")
         # yuv420p halves the sides of the chroma planes: odd sides lose their last line.
         height, width = (side // 2 * 2 for side in result.shape[1:3])
         with tempfile.TemporaryDirectory() as folder:

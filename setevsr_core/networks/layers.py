@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+MAX_PERIOD = 10000.0  # of SD 2.1's embedding of timesteps
 
-def sinusoidal_embedding(positions: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+
+def sinusoidal_embedding(positions: Tensor, dim: int) -> Tensor:
     """Embed positions (n,) as (n, dim) fp32: first half cosines, second half sines (SD 2.1 order)."""
     half = dim // 2
     steps = torch.arange(half, device=positions.device, dtype=torch.float32)
-    angles = positions.float()[:, None] * torch.exp(steps * (-math.log(max_period) / half))[None]
+    angles = positions.float()[:, None] * torch.exp(steps * (-math.log(MAX_PERIOD) / half))[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

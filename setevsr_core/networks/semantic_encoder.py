@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..errors import require
 from .config import Config
 
+STRIDE = 16  # pixels of the resized frame along one side of a token
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

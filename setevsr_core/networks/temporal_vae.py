@@ -18,6 +18,7 @@ from ..errors import InputError
 from .baseline_temporal import TemporalConv
 from .config import Config
 from .descreening import descreen
+from .residual import Upsample
 from .sharpening import unsharp_mask
 
 
@@ -147,15 +148,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int, *, ops: Any = nn, dtype: torch.dtype | None = None, device: Any = None):
-        super().__init__()
-        self.conv = ops.Conv2d(channels, channels, 3, padding=1, dtype=dtype, device=device)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class EncoderLevel(nn.Module):

@@ -17,7 +17,6 @@ from ..errors import SettingsError
 
 NUM_TRAIN_TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.0120
-MIN_VARIANCE = 1e-20  # the posterior variance at t = 0 is zero; its logarithm is taken of this instead (-46.05)
 
 
 @lru_cache(maxsize=1)
@@ -72,12 +71,6 @@ def posterior_variance(timestep: int, previous: int) -> float:
     """Variance of q(x_prev | x_t, x_0) between two timesteps of a respaced run ("fixed small"); 0 when prev is -1."""
     here, there = abar(timestep), abar(previous)
     return (1.0 - there) / (1.0 - here) * (1.0 - here / there)
-
-
-def posterior_log_variances(timesteps: Sequence[int]) -> tuple[float, ...]:
-    """Clipped log variances of a run's steps, in its order (-1.55 first, ..., -7.12, and -46.05 at t = 0)."""
-    pairs = zip(timesteps, previous_timesteps(timesteps), strict=True)
-    return tuple(math.log(max(posterior_variance(t, prev), MIN_VARIANCE)) for t, prev in pairs)
 
 
 def add_noise(clean: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:

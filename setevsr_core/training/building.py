@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from .. import checkpoints
-from ..errors import CheckpointError, SettingsError
+from ..checkpoints.denoiser import read_text
+from ..errors import SettingsError
 from ..networks.denoiser import Denoiser, DenoiserConfig
 from ..networks.initialise import start_vae, zero_new_modules
 from ..networks.semantic_encoder import SemanticEncoder, SemanticEncoderConfig
@@ -163,27 +164,11 @@ def _with_text(denoiser: Denoiser, options: argparse.Namespace) -> Denoiser:
     """The denoiser with the embedding of the empty prompt: its own, or the one tensor of the file --text."""
     if options.text is not None:
         text = read_text(options.text, denoiser.config.context_dim)
-        denoiser.empty_text = text.to(next(denoiser.parameters()).device)
+        denoiser.empty_text = text.to(next(denoiser.parameters()).device, torch.float32)
     if denoiser.empty_text is None:
         raise SettingsError(f"{options.denoiser} stores no embedding of the empty prompt: give one with --text, a "
-                            f"safetensors file with one tensor (n, {denoiser.config.context_dim})")
+                            f"weight file with one tensor (n, {denoiser.config.context_dim})")
     return denoiser
-
-
-def read_text(path: Path, width: int) -> torch.Tensor:
-    """The one text embedding (1, n, width) of a safetensors file."""
-    from safetensors.torch import load_file
-
-    try:
-        tensors = list(load_file(path).values())
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors ({error}); give a file with one tensor "
-                              f"(n, {width})") from error
-    if len(tensors) != 1 or tensors[0].ndim not in (2, 3) or tensors[0].shape[-1] != width:
-        found = ", ".join(str(tuple(tensor.shape)) for tensor in tensors[:3])
-        raise CheckpointError(f"{path} holds {found or 'nothing'}; --text needs one tensor (n, {width}), the embedding "
-                              "of the empty prompt")
-    return tensors[0].float().reshape(1, -1, width)
 
 
 def _with_new_layers(path: Path, options: argparse.Namespace, device: torch.device) -> TemporalVAE:

@@ -12,7 +12,16 @@ import numpy as np
 from ..errors import InputError, SettingsError, VideoError
 from ..video.steadying import MAX_RADIUS
 from .degradation import DegradationConfig
-from .sources import crop_reduced, draw_path, film_photo, find_cuts, gradient_energy, read_photo, read_window
+from .sources import (
+    Material,
+    crop_reduced,
+    draw_path,
+    film_photo,
+    find_cuts,
+    gradient_energy,
+    read_photo,
+    read_window,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +66,7 @@ class PackSettings:
 
 
 def draw_shard(
-    rng: np.random.Generator, index: int, settings: PackSettings, videos: list[Path], photos: list[Path]
+    rng: np.random.Generator, index: int, settings: PackSettings, videos: list[Material], photos: list[Material]
 ) -> Found:
     """The clean clips of shard `index`, photographs first. InputError if the material yields none."""
     count = settings.shard_segments
@@ -69,7 +78,7 @@ def draw_shard(
     while len(found) < count:
         photo = len(found) < from_photos
         material = photos if photo else videos
-        path = _in_turn(material, settings.seed, index * visits + visit)
+        name, path = _in_turn(material, settings.seed, index * visits + visit)
         visit += 1
         wanted = min(settings.crops_per_visit, (from_photos if photo else count) - len(found))
         try:
@@ -83,11 +92,11 @@ def draw_shard(
                 f"no segment of {settings.frames} frames and {settings.size} pixels can be cut from the sources; "
                 "use longer or larger clips, or smaller settings"
             )
-        found += [(clip, {"source": path.name, **record}) for clip, record in more]
+        found += [(clip, {"source": name, **record}) for clip, record in more]
     return found
 
 
-def _in_turn(material: list[Path], seed: int, visit: int) -> Path:
+def _in_turn(material: list[Material], seed: int, visit: int) -> Material:
     """Visits go through the material in a fresh random order each round, so that all of it is used evenly."""
     turn, place = divmod(visit, len(material))
     order = np.random.default_rng(np.random.SeedSequence([seed, turn, len(material)])).permutation(len(material))

@@ -20,6 +20,9 @@ def add_parser(subparsers: Any) -> None:
         "sources", metavar="SOURCE", nargs="+", help="folder of videos (files, or folders of numbered pictures) "
         "and/or photographs; FOLDER=NOTE records its rights"
     )
+    parser.add_argument("--dataset", default="", metavar="NAME", help="the sources are published sets of this layout, "
+                        "of which the truth is taken: REDS, REDS4, SPMCS, UDM10 or Vid4; or folder: clips as "
+                        "`setevsr evaluate` finds them (default: what lies directly in the sources)")
     parser.add_argument("--segments", type=int, required=True, help="how many segments to make")
     parser.add_argument("--frames", type=int, default=5, help="frames per segment (default: 5)")
     parser.add_argument("--size", type=int, default=256, help="side of the clean crops in pixels (default: 256)")
@@ -37,7 +40,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Errors: InputError without usable material, SettingsError for wrong numbers or a folder of another pack."""
+    """Errors: InputError without usable material, SettingsError for wrong numbers or a folder of another pack, and for
+    a data set that is unknown or has no truth.
+    """
     from .data import PackedDataset, Source, pack
 
     if args.seed < 0:
@@ -45,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     sources = []
     for text in args.sources:
         folder, _, note = text.partition("=")
-        sources.append(Source(Path(folder), note))
+        sources.append(Source(Path(folder), note, args.dataset))
     out = pack(
         sources,
         args.output,

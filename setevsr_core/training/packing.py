@@ -26,7 +26,7 @@ from ..errors import SettingsError, require
 from ..video.steadying import steady
 from .degradation import Degradation
 from .drawing import PackSettings, draw_shard
-from .sources import Source, list_material
+from .sources import Material, Source, list_material
 
 log = logging.getLogger(__name__)
 
@@ -84,14 +84,15 @@ def shard_folder(out: Path, index: int) -> Path:
 
 
 def _write_plan(
-    out: Path, settings: PackSettings, sources: Sequence[Source | str | Path], videos: list[Path], photos: list[Path]
+    out: Path, settings: PackSettings, sources: Sequence[Source | str | Path], videos: list[Material],
+    photos: list[Material],
 ) -> None:
     plan = {
         "format": FORMAT,
         "settings": asdict(settings),
         "sources": [_note(source) for source in sources],
-        "videos": [path.name for path in videos],
-        "photos": [path.name for path in photos],
+        "videos": [item.name for item in videos],
+        "photos": [item.name for item in photos],
     }
     plan = json.loads(json.dumps(plan))  # tuples become lists, as they will read back
     path = out / "meta.json"
@@ -112,10 +113,11 @@ def _comparable(plan: dict) -> dict:
 
 def _note(source: Source | str | Path) -> dict[str, str]:
     source = source if isinstance(source, Source) else Source(Path(source))
-    return {"folder": str(source.folder), "licence": source.licence}
+    dataset = {"dataset": source.dataset} if source.dataset else {}
+    return {"folder": str(source.folder), "licence": source.licence, **dataset}
 
 
-def write_shard(out: Path, index: int, settings: PackSettings, videos: list[Path], photos: list[Path],
+def write_shard(out: Path, index: int, settings: PackSettings, videos: list[Material], photos: list[Material],
                 device: str | None = None) -> None:
     """Draw, degrade and store shard `index`; the folder appears under its final name only when complete."""
     rng = np.random.default_rng(np.random.SeedSequence([settings.seed, index]))

@@ -10,12 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError, SettingsError, VideoError, require
 from ..video.formats import is_hidden, is_video
-from ..video.sequence import load_picture, pictures_in
+from ..video.layouts import find_truth
+from ..video.sequence import load_picture, numbered_pictures, pictures_in
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png"}
 """The pictures that count as material; more of them would change what packs are made of that exist already."""
@@ -28,47 +30,59 @@ CUT_THRESHOLD = 28.0
 
 @dataclass(frozen=True)
 class Source:
-    """A folder of videos and/or photographs, with a note on its rights for the training record."""
+    """A folder of videos and/or photographs, with a note on its rights for the training record.
+
+    dataset: the published layout of its clips (`video.layouts.LAYOUTS`); "" takes what lies directly in it.
+    """
 
     folder: Path
     licence: str = ""
+    dataset: str = ""
 
 
-def list_material(sources: Sequence[Source | str | Path], without: Sequence[str] = ()) -> tuple[list[Path], list[Path]]:
-    """All videos and all photographs directly in the folders, each sorted by name, but those named in `without`.
+class Material(NamedTuple):
+    """A video, a folder of frames or a photograph, and the name it has in records."""
 
-    A subfolder of numbered pictures (REDS: `train_sharp/000/00000000.png`) is a video too. Errors: InputError if there
-    is nothing, SettingsError for a name in `without` that is not there.
+    name: str
+    path: Path
+
+
+def list_material(
+    sources: Sequence[Source | str | Path], without: Sequence[str] = ()
+) -> tuple[list[Material], list[Material]]:
+    """All videos and all photographs of the sources, in the order of their names, but those named in `without`.
+
+    A subfolder of numbered pictures (`000/00000000.png`, `street/frame_0001.png`) is a video too. A source with a
+    `dataset` gives the truth of its clips, by their names. Errors: InputError if there is nothing, SettingsError for a
+    name in `without` that is not there, and for a data set that is unknown or has no truth.
     """
-    videos: list[Path] = []
-    photos: list[Path] = []
+    videos: list[Material] = []
+    photos: list[Material] = []
     for source in sources:
-        folder = source.folder if isinstance(source, Source) else Path(source)
-        if not folder.is_dir():
-            raise InputError(f"the source folder '{folder}' does not exist; name a folder with videos or pictures.")
-        for path in sorted(folder.iterdir()):
-            if is_video(path) or path.is_dir() and numbered_frames(path):
-                videos.append(path)
+        source = source if isinstance(source, Source) else Source(Path(source))
+        if not source.folder.is_dir():
+            raise InputError(f"the source folder '{source.folder}' does not exist; name a folder with videos or "
+                             "pictures.")
+        if source.dataset:
+            videos += [Material(*clip) for clip in find_truth(source.folder, source.dataset).items()]
+            continue
+        for path in sorted(source.folder.iterdir()):
+            if is_video(path) or path.is_dir() and numbered_pictures(path):
+                videos.append(Material(path.name, path))
             elif path.suffix.lower() in PHOTO_SUFFIXES and not is_hidden(path):
-                photos.append(path)
+                photos.append(Material(path.name, path))
     for name in without:
-        if not any(name in _names(path) for path in (*videos, *photos)):
+        if not any(name in _names(item) for item in (*videos, *photos)):
             raise SettingsError(f"there is no {name!r} in the source folders to leave out; give NAME or FOLDER/NAME.")
-    videos, photos = ([path for path in paths if not _names(path) & set(without)] for paths in (videos, photos))
+    videos, photos = ([item for item in items if not _names(item) & set(without)] for items in (videos, photos))
     if not videos and not photos:
-        raise InputError("the source folders hold no videos (mp4, mkv, mov, y4m, ..., or folders of numbered "
-                         "pictures) and no pictures (jpg, png).")
+        raise InputError("the source folders hold no videos (mp4, mkv, mov, y4m, ..., or folders of numbered pictures) "
+                         "and no pictures (jpg, png); name the layout of a published set by --dataset.")
     return videos, photos
 
 
-def _names(path: Path) -> set[str]:
-    return {path.name, path.stem, f"{path.parent.name}/{path.name}"}
-
-
-def numbered_frames(folder: Path) -> list[Path]:
-    """The pictures of a folder in the order of their numbers; [] unless there are two or more and all are numbered."""
-    paths = [path for path in pictures_in(folder) if path.suffix.lower() in PHOTO_SUFFIXES]
-    return paths if len(paths) > 1 and all(path.stem.isdecimal() for path in paths) else []
+def _names(item: Material) -> set[str]:
+    return {item.name, Path(item.name).stem, f"{item.path.parent.name}/{item.path.name}"}
 
 
 def read_window(path: Path, position: float, length: int) -> list[np.ndarray]:
@@ -77,9 +91,9 @@ def read_window(path: Path, position: float, length: int) -> list[np.ndarray]:
     Clips without a stated length are read from their start. Returns fewer frames where the clip is shorter.
     """
     if path.is_dir():
-        paths = numbered_frames(path)
+        paths = pictures_in(path)
         start = int(max(0.0, position * (len(paths) - length)))
-        return [read_photo(frame) for frame in paths[start : start + length]]
+        return _of_one_size([read_photo(frame) for frame in paths[start : start + length]], path)
     av = require("av", "av", "reading training clips")
     try:
         with av.open(str(path)) as container:
@@ -102,6 +116,14 @@ def read_window(path: Path, position: float, length: int) -> list[np.ndarray]:
             return frames
     except (av.error.FFmpegError, IndexError) as error:
         raise VideoError(f"cannot read the training clip '{path}' ({error}); repair or remove it.") from error
+
+
+def _of_one_size(frames: list[np.ndarray], path: Path) -> list[np.ndarray]:
+    sizes = {frame.shape for frame in frames}
+    if len(sizes) > 1:
+        raise VideoError(f"the pictures in '{path}' differ in size, so they are no frames of one video; give them a "
+                         "folder of their own as photographs.")
+    return frames
 
 
 def find_cuts(frames: Sequence[np.ndarray]) -> list[int]:

@@ -59,8 +59,8 @@ FLAGS = (
     ("everything", "decoder, turbo: all decoder weights learn, not only its temporal and fusion layers"),
     ("freeze-trunk", "decoder, turbo: a trunk keeps what it has, and what feeds it learns to use the latents"),
 )
-NOT_OPTIONS = ("command", "stage", "data", "segments", "workers", "out", "size", "config", "estimate", "mix_vae",
-               "descreen", "verbose", "run")
+NOT_OPTIONS = ("command", "stage", "data", "dataset", "segments", "workers", "out", "size", "config", "estimate",
+               "mix_vae", "descreen", "verbose", "run")
 NETWORK_FILES = (
     ("vae", "VAE (start of 'vae' and 'decoder', frozen in the others)"),
     ("denoiser", "denoiser (start of 'stage1', 'stage2' and 'turbo', frozen in 'decoder')"),
@@ -80,6 +80,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("stage", choices=[*STAGES, "preset"], help="the stage; 'preset' gathers finished networks")
     parser.add_argument("--data", type=Path, nargs="+", metavar="DIR", default=None,
                         help="folder(s) with videos or photographs, or one packed folder")
+    parser.add_argument("--dataset", default="", metavar="NAME", help="the layout of --data that is not packed, as for "
+                        "setevsr pack: REDS, Vid4, ...")
     parser.add_argument("--segments", type=int, default=2000, help="how many degraded segments to prepare from --data")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare them")
     parser.add_argument("--out", type=Path, default=None, help="run folder; an interrupted run there is resumed")
@@ -106,6 +108,7 @@ def add_parser(subparsers: Any) -> None:
         parser.add_argument(f"--{name}", type=kind, help=text)
     for name, text in FLAGS:
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
+    parser.set_defaults(run=run)
 
 
 def _require_out(args: argparse.Namespace) -> None:
@@ -151,17 +154,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _dataset(args: argparse.Namespace, settings: Any, processes: Processes) -> Any:
     """The packed folder that was given, or one beside the run that the first process makes of the material."""
-    from .data import PackedDataset, pack
+    from .data import PackedDataset, Source, pack
 
     packs = [folder for folder in args.data if (folder / "meta.json").is_file()]
     if packs and len(args.data) > 1:
         raise SettingsError(f"'{packs[0]}' is packed already, and --data takes one packed folder or any number of "
                             "others; pack all the material into one by `setevsr pack`")
     if packs:
+        if args.dataset:
+            raise SettingsError(f"'{packs[0]}' is packed already: --dataset is for what is not")
         return PackedDataset(packs[0])
     folder = args.out.parent / "packed"
     if processes.main:
-        pack(args.data, folder, segments=args.segments, frames=max(settings.frames, 5), size=max(settings.crop, 256),
+        sources = [Source(source, dataset=args.dataset) for source in args.data]
+        pack(sources, folder, segments=args.segments, frames=max(settings.frames, 5), size=max(settings.crop, 256),
              seed=settings.seed, workers=args.workers)
     processes.wait()
     return PackedDataset(folder)

@@ -46,11 +46,11 @@ def match_colour(result: Tensor, reference: Tensor, method: str = "wavelet") -> 
     return matched
 
 
-def low_band(image: Tensor, levels: int = WAVELET_LEVELS) -> Tensor:
-    """(C,H,W) -> what remains after `levels` of the a-trous wavelet: 3x3 binomial blurs of dilation 1, 2, 4, ...,
-    edges replicated.
+def low_band(image: Tensor) -> Tensor:
+    """(C,H,W) -> what remains after `WAVELET_LEVELS` of the a-trous wavelet: 3x3 binomial blurs of dilation 1, 2, 4,
+    ..., edges replicated.
     """
-    for level in range(levels):
+    for level in range(WAVELET_LEVELS):
         image = _binomial_blur(image, 2**level)
     return image
 

@@ -43,9 +43,9 @@ THREADS = 4
 class Codec:
     """How one kind of video is encoded.
 
-    `options(quality)` are the encoder's own; `qualities` is (best, worst) unless `rising`; `default` is the quality
-    that looks like the source. The pixel formats are for (8, 10) bit; `odd` is for sizes with an odd side, `alpha` for
-    pictures with transparency (empty: it cannot hold any).
+    `options(quality)` are the encoder's own; `qualities` is (low, high), and the low end is what `quality_is` says;
+    `default` is the quality that looks like the source. The pixel formats are for (8, 10) bit; `odd` is for sizes with
+    an odd side, `alpha` for pictures with transparency (empty: it cannot hold any).
     """
 
     encoder: str

@@ -163,11 +163,11 @@ def drop_abandoned(parent: Path, days: float) -> list[Path]:
     """
     dropped = []
     for folder in sorted(path.parent for path in parent.glob("*/job.json")):
-        if time.time() - folder.stat().st_mtime < days * 86400:
-            continue
         try:
+            if time.time() - folder.stat().st_mtime < days * 86400:
+                continue
             lock = _lock(folder)
-        except (VideoError, OSError):
+        except (VideoError, OSError):  # in use, or finished just now
             continue
         _remove(folder, lock)
         dropped.append(folder)

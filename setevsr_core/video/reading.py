@@ -188,7 +188,7 @@ class VideoReader:
         return max((abs(tick * step - index) for index, tick in enumerate(self.times)), default=0.0)
 
     def even(self) -> bool:
-        """True if every frame is shown within half a frame of its place at the constant `frame_rate`.
+        """True if every frame is shown within 0.6 of a frame of its place at the constant `frame_rate`.
 
         Reads the packets of the whole part, without decoding them: the time stamps at hand are the only sure sign.
         Errors: VideoError if they jump back, for then no frame's time can be told.

@@ -42,6 +42,13 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: natural_key(path.name))
 
 
+def numbered_pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder, 2 before 10; [] unless there are two or more, named alike but for their numbers."""
+    found = pictures_in(folder)
+    names = {tuple(natural_key(path.stem)[::2]) for path in found}
+    return found if len(found) > 1 and len(names) == 1 else []
+
+
 def natural_key(name: str) -> list[int | str]:
     """Sorts 2.png before 10.png."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]

@@ -5,10 +5,8 @@ under the final name.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
-from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -45,14 +43,12 @@ class VideoWriter:
     - `path`: .mp4, .m4v, .mov, .mkv or .webm. MKV keeps time stamps in milliseconds, the others the exact rate.
     - `codec`: a name of `formats.CODECS`; None is h264, and vp9 for .webm. `quality`: on the codec's own scale (for
       h264 the constant rate factor, 0 lossless to 51); None looks the same as the source to most eyes.
-    - `pixel_format`: "auto" follows codec, `depth` (bits a channel) and `alpha`. 8-bit H.264 is yuv420p, which plays
-      everywhere; it cannot say an odd number of pixels in it, so frames with an odd side become yuv444p (every pixel
-      kept; a few hardware players refuse it). Any planar Y'CbCr format of the encoder can be named.
+    - `depth`: bits a channel. 8-bit H.264 is yuv420p, which plays everywhere; it cannot say an odd number of pixels in
+      it, so frames with an odd side become yuv444p (every pixel kept; a few hardware players refuse it).
     - `alpha`: frames come with a fourth channel. A codec that cannot hold it is a SettingsError.
     - `time_base`: None is one tick a frame; a finer one is for frames that come with times of their own.
     - `colour`: tags to convert by and to write; None is BT.709 for HD and BT.601 below (`ColourTags.for_size`).
     - `pixel_aspect`: width of a pixel over its height, for anamorphic sources.
-    - `metadata`: written into the file (values that are not strings as JSON), for example prompt and workflow.
     - `audio_from`: a path, a file object or a `VideoReader`, whose sound is copied, and encoded again only where the
       container cannot hold it. A reader also gives its part of the video (see `AudioCopy` for the precision at its
       ends). No sound in the source is no error.
@@ -67,10 +63,8 @@ class VideoWriter:
         *,
         codec: str | None = None,
         quality: float | None = None,
-        pixel_format: str = "auto",
         colour: ColourTags | None = None,
         pixel_aspect: Fraction | int = 1,
-        metadata: Mapping[str, Any] | None = None,
         audio_from: VideoSource | VideoReader | None = None,
         depth: int = 8,
         alpha: bool = False,
@@ -90,8 +84,8 @@ class VideoWriter:
         if alpha and not spec.alpha:
             able = ", ".join(name for name, other in CODECS.items() if other.alpha)
             raise SettingsError(f"'{self.path}' cannot keep transparency with this codec; choose one of {able}")
-        self.pixel_format = pixel_format if pixel_format != "auto" else spec.pixel_format(size, depth, alpha)
-        if pixel_format == "auto" and "444" in self.pixel_format and "444" not in spec.even[0]:
+        self.pixel_format = spec.pixel_format(size, depth, alpha)
+        if "444" in self.pixel_format and "444" not in spec.even[0]:
             logger.info("'%s', %dx%d, is written as %s", self.path, size[1], size[0], self.pixel_format)
         self._part = self.path.with_name(self.path.name + ".part")
         self._lock: LockFile | None = None
@@ -102,25 +96,18 @@ class VideoWriter:
                 self._lock = LockFile(self._part.with_name(self._part.name + ".lock"))
                 if spec.encoder == "prores_ks" and "444" in self.pixel_format:
                     quality = max(quality, 4)  # the profiles below 4444 would drop chroma and transparency
-                self._open(spec, quality, Fraction(pixel_aspect), metadata or {}, audio_from)
+                self._open(spec, quality, Fraction(pixel_aspect), audio_from)
         except BaseException:
             self.abort()
             raise
 
     def _open(
-        self,
-        spec: Codec,
-        quality: float,
-        pixel_aspect: Fraction,
-        metadata: Mapping[str, Any],
-        audio_from: VideoSource | VideoReader | None,
+        self, spec: Codec, quality: float, pixel_aspect: Fraction, audio_from: VideoSource | VideoReader | None
     ) -> None:
         av = require("av", "av", "writing a video")
         name, options = CONTAINERS[self.path.suffix.lower()]
         # bitexact: Matroska would otherwise write random numbers into every file.
         self._container = av.open(str(self._part), mode="w", format=name, options={**options, "fflags": "+bitexact"})
-        for key, value in metadata.items():
-            self._container.metadata[key] = value if isinstance(value, str) else json.dumps(value)
         choices = spec.options(quality)
         if spec.encoder == "libx264" and min(self.size) < SMALL:
             choices["x264-params"] = "mbtree=0"

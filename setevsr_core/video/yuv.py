@@ -18,7 +18,6 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 BT709, UNSPECIFIED, BT470BG, SMPTE170M, BT2020 = 1, 2, 5, 6, 9
-_PQ, _HLG = 16, 18
 # matrix code point -> weights of red and blue in luma (H.273 table 4)
 _LUMA_WEIGHTS = {
     BT709: (0.2126, 0.0722),
@@ -48,11 +47,6 @@ class ColourTags:
         if width >= 1280 or height > 576:
             return ColourTags(BT709, BT709, BT709)
         return ColourTags(SMPTE170M, SMPTE170M, SMPTE170M)
-
-    @property
-    def wide(self) -> bool:
-        """BT.2020 or HDR: colours that a BT.709 file cannot name, so a copy keeps these tags."""
-        return self.matrix in (BT2020, 10) or self.primaries == BT2020 or self.transfer in (_PQ, _HLG)
 
 
 def tags_of(frame: Any, context: Any = None) -> ColourTags:
