@@ -9,7 +9,9 @@ Operations are counted on tensors without data. Times are of random weights (the
 step after a warm-up, in processor seconds divided by threads, so that a busy machine disturbs them little. Each row
 comes from a process of its own, whose peak of memory is printed beside it; with --repeat the rows take turns and the
 quickest step of each counts, so that a machine that slows down for a while does not decide between them. The plain
-U-Net is diffusers' UNet2DConditionModel with SD 2.1's sizes, on the same latents as a batch.
+U-Net is diffusers' UNet2DConditionModel with SD 2.1's sizes, on the same latents as a batch. The LR encoder, which runs
+at every step, and the keys and values of text and semantics, which are projected once a segment, are timed by
+themselves too.
 
 On a GPU (in bfloat16) all rows come from this process: the median of ten steps, launched one operation after the other
 and as one CUDA graph, each with latents of its own, and the peak of the allocator, weights included. --segments puts
@@ -19,6 +21,7 @@ so many segments of `--frames` frames into one batch. --profile prints where the
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +37,7 @@ from setevsr_core.precision import automatic_dtype
 from setevsr_core.workload import count
 
 from . import device_timing, process_memory
+from .measuring import begin
 
 TOKENS, GRID = 77, 64
 MODULES = {
@@ -41,12 +45,13 @@ MODULES = {
     "spade": "SPADE", "temporal_convs": "baseline temporal convolutions",
     "temporal_attentions": "baseline temporal attention",
 }  # fmt: skip
-PLAIN = "plain SD 2.1, diffusers"
+PLAIN, FULL = "plain SD 2.1, diffusers", "SeTe-VSR"
+LR_ENCODER, KEYS = "LR encoder, in every step", "keys and values of text and semantics, once a segment"
 NEW = {"semantic_levels": (), "temporal_sites": "none", "temporal_spatial_sites": "none"}
 
 
 def denoiser_settings() -> dict[str, DenoiserConfig]:
-    return {"SeTe-VSR": DenoiserConfig.sd21(), "lighter": DenoiserConfig.sd21().lighter(),
+    return {FULL: DenoiserConfig.sd21(), "lighter": DenoiserConfig.sd21().lighter(),
             "without the new modules": DenoiserConfig.sd21(**NEW)}
 
 
@@ -102,6 +107,19 @@ def our_step(network: Any, data: dict[str, torch.Tensor], *, cached: bool = True
     return step
 
 
+def parts(network: Any, data: dict[str, torch.Tensor]) -> dict[str, Callable[[], Any]]:
+    """What is timed by itself, of a step and beside it."""
+    return {LR_ENCODER: lambda: network.encode_lr(data["lr"], data["times"]),
+            KEYS: lambda: (network.project_text(data["text"]), network.project_semantics(data["semantics"]))}
+
+
+def keys_saved(step: float, keys: float, unit: str) -> str:
+    """A sentence on what projecting keys and values once a segment saves; seconds of a step and of projecting them."""
+    factor = 1e3 if unit == "ms" else 1.0
+    return (f"keys and values projected at every step would make a step {factor * (step + keys):.2f} {unit} instead of "
+            f"{factor * step:.2f} {unit}: {100 * keys / (step + keys):.1f} % are saved")
+
+
 def module_shares(network: Any, data: dict[str, torch.Tensor]) -> dict[str, float]:
     """Operations of every added module in one step, by hooks around each."""
     spent = dict.fromkeys([*MODULES.values(), "LR encoder"], 0.0)
@@ -138,14 +156,17 @@ def seconds_of(step: Callable[[], Any]) -> tuple[float, float]:
 
 @torch.no_grad()
 def time_step(config: DenoiserConfig | None, frames: int, latent: int, dtype: torch.dtype
-              ) -> tuple[float, float, float]:
-    """Processor seconds by thread, wall seconds and the peak of memory in bytes; config None: the plain U-Net."""
+              ) -> tuple[float, float, float, dict[str, float]]:
+    """Processor seconds by thread, wall seconds and the peak of memory in bytes, and processor seconds by thread of the
+    parts; config None: the plain U-Net, without parts.
+    """
     data = inputs(frames, latent, "cpu", dtype)
     if config is None:
-        step = plain_step(plain_unet("cpu", dtype), data)
-    else:
-        step = our_step(filled(Denoiser(config, device="meta", dtype=dtype), "cpu"), data)
-    return *seconds_of(step), process_memory.peak()
+        return *seconds_of(plain_step(plain_unet("cpu", dtype), data)), process_memory.peak(), {}
+    network = filled(Denoiser(config, device="meta", dtype=dtype), "cpu")
+    work, wall = seconds_of(our_step(network, data))
+    peak = process_memory.peak()
+    return work, wall, peak, {title: seconds_of(call)[0] for title, call in parts(network, data).items()}
 
 
 @torch.no_grad()
@@ -161,6 +182,7 @@ def on_gpu(device: torch.device, dtype: torch.dtype, settings: dict[str, Denoise
     empty = inputs(frames, latent, "meta", dtype)
     plain = 0.0  # seconds of a segment
     network: Any = None
+    spent, alone = dict.fromkeys((LR_ENCODER, KEYS), math.nan), math.nan  # seconds of the parts, and of their step
     for title, config in {PLAIN: None, **settings}.items():
         network = plain_unet("meta", dtype) if config is None else Denoiser(config, device="meta", dtype=dtype)
         network.requires_grad_(False)
@@ -184,7 +206,15 @@ def on_gpu(device: torch.device, dtype: torch.dtype, settings: dict[str, Denoise
             values = getattr(result, "sample", result)
             if not values.isfinite().all() or not values.std() > 0:
                 print(f"{title}: the step gives values that are not finite, or all the same", flush=True)
+            if title == FULL and number == segments[0]:
+                spent = {part: device_timing.median_seconds(torch.inference_mode()(call), device, calls=calls)
+                         for part, call in parts(network, data).items()}
+                alone = eager
             del step, result, values
+    print(f"\n| of {FULL} | eager, ms | times plain |\n|---|---|---|")
+    for part, seconds in spent.items():
+        print(f"| {part} | {1e3 * seconds:.2f} | {seconds / plain:.2f} |")
+    print(f"\n{keys_saved(alone, spent[KEYS], 'ms')}", flush=True)
 
 
 def draw_anew(data: dict[str, torch.Tensor]) -> None:
@@ -224,29 +254,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--segments", type=int, nargs="+", default=[1], help="GPU: segments in one batch, one row each")
     parser.add_argument("--profile", action="store_true", help="GPU: where the time of a whole step goes")
     args = parser.parse_args(arguments)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     device = device_timing.chosen(args.device)
     dtype = getattr(torch, args.dtype) if args.dtype else automatic_dtype(device)
     if device.type != "cpu":
         settings = dict(reversed(denoiser_settings().items()))
-        print(f"{args.frames} frames of {args.latent}x{args.latent} latents a segment, "
-              f"{str(dtype).removeprefix('torch.')}, torch {torch.__version__}, {torch.cuda.get_device_name(device)}\n")
+        begin(f"{args.frames} frames of {args.latent}x{args.latent} latents a segment", dtype=dtype, device=device)
         if args.profile:
             print_profile(device, dtype, settings["SeTe-VSR"], args.frames, args.latent)
         else:
             on_gpu(device, dtype, settings, args.frames, args.latent, args.segments, 10 * args.repeat)
         return
     size = (args.frames, args.latent)
+    begin(f"{args.frames} frames of {args.latent}x{args.latent} latents", dtype=dtype, threads=args.threads)
     empty = inputs(*size, "meta", dtype)
     full = Denoiser(DenoiserConfig.sd21(), device="meta", dtype=dtype).requires_grad_(False)
     unet = plain_unet("meta", dtype)
     plain_flops = count(plain_step(unet, empty)).flops
-    shown = f"{args.frames} frames of {args.latent}x{args.latent} latents, {str(dtype).removeprefix('torch.')}"
-    print(f"{shown}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-
     cached, uncached = (count(our_step(full, empty, cached=c)).flops for c in (True, False))
-    print("\n| part of one step | TFLOP | share |\n|---|---|---|")
+    print("| part of one step | TFLOP | share |\n|---|---|---|")
     shares = module_shares(full, empty)
     rest = cached - sum(shares.values())
     for title, flops in {"SD 2.1's own layers": rest, **shares}.items():
@@ -270,16 +295,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
           "| peak memory, GB |")
     print("|---|---|---|---|---|---|---|")
     flops[PLAIN] = plain_flops
-    rows: dict[str, list[tuple[float, float, float]]] = {PLAIN: [], **{title: [] for title in reversed(settings)}}
+    rows: dict[str, list[tuple[float, float, float, dict[str, float]]]]
+    rows = {PLAIN: [], **{title: [] for title in reversed(settings)}}
     for _ in range(args.repeat):
         for title, seen in rows.items():
             seen.append(process_memory.in_own_process(args.threads, time_step, settings.get(title), *size, dtype))
             print(f"{title}: {seen[-1][0]:.2f} s", file=sys.stderr, flush=True)
-    first, _, _ = min(rows[PLAIN])
-    for title, seen in rows.items():
-        work, wall, peak = min(seen)
+    best = {title: min(seen, key=lambda row: row[0]) for title, seen in rows.items()}
+    first = best[PLAIN][0]
+    for title, (work, wall, peak, _) in best.items():
         print(f"| {title} | {flops[title] / 1e12:.3f} | {work:.2f} | {wall:.2f} | {work / first:.2f} | "
               f"{flops[title] / work / rate:.2f} | {peak / 2**30:.1f} |")
+    step, _, _, spent = best[FULL]
+    print(f"\n| of {FULL} | processor s by thread | times plain |\n|---|---|---|")
+    for part, seconds in spent.items():
+        print(f"| {part} | {seconds:.2f} | {seconds / first:.2f} |")
+    print(f"\n{keys_saved(step, spent[KEYS], 's')}", flush=True)
 
 
 if __name__ == "__main__":

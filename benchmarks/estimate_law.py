@@ -14,7 +14,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from setevsr_core.workload import LAW
 from tools.clips import read_clip
 
 from . import process_memory
+from .measuring import begin
 
 CLIP = Path(__file__).resolve().parent.parent / "assets" / "city_lq.mp4"
 WIDTH, LENGTH = 128, 5
@@ -56,13 +57,13 @@ def peak_growth(call: Callable[[], Any]) -> float:
 
 @torch.inference_mode()
 def measure(threads: int) -> dict[str, Any]:
-    torch.set_num_threads(threads)
     dtype = automatic_dtype("cpu")
     real, empty = (load_preset("nano", dtype=dtype, device=device) for device in ("cpu", "meta"))
     frames = torch.from_numpy(read_clip(CLIP).frames[:LENGTH, :, :WIDTH].copy()).float() / 255
     size = target_size(frames.shape[1], frames.shape[2], 4.0)
     grid = latent_grid(size, empty.vae.config.downscale)
     settings = RestoreSettings(steps=1, tile=0, tile_overlap=0)
+    begin(f"{LENGTH} frames of {WIDTH}x{frames.shape[1]}, nano", dtype=dtype, threads=threads)
     rate = matmul_rate("cpu", dtype)
     semantics = stages.encode_semantics(real.encoder, frames)
     encoded = stages.encode_latents(real.vae, frames, 4.0, keep_features=True)
@@ -82,8 +83,8 @@ def measure(threads: int) -> dict[str, Any]:
         "denoise": (step, step_work(empty.denoiser, empty.encoder, grid, LENGTH, settings)[0]),
         "decode": (decode, decode_work(empty.vae, size, LENGTH)[0]),
     }  # fmt: skip
-    print(f"{LENGTH} frames of {WIDTH}x{frames.shape[1]}, nano, {dtype}, {threads} threads, matrix multiplications "
-          f"{rate / 1e9:.0f} GFLOP/s\n| stage | TFLOP | processor s | share of the rate |\n|---|---|---|---|")
+    print(f"matrix multiplications: {rate / 1e9:.0f} GFLOP/s\n\n"
+          "| stage | TFLOP | processor s | share of the rate |\n|---|---|---|---|")
     efficiency = {}
     for name, (call, work) in runs.items():
         seconds, _ = processor_seconds(call)
@@ -100,11 +101,11 @@ def measure(threads: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", action="store_true", help="store the law")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     found = measure(args.threads)
     if args.write:
         LAW.write_text(json.dumps(found, indent=2) + "\n", "utf-8")

@@ -43,6 +43,7 @@ from setevsr_core.precision import automatic_dtype
 
 from . import device_timing
 from .denoiser_step import filled, inputs, our_step, seconds_of
+from .measuring import begin
 
 BLOCKS = (ResidualBlock, TransformerBlock, TemporalTransformer, TemporalSpatialAwareness, ResnetBlock, DenseBlock)
 ATTENTION = {"SeAM, finest level": (5, 4096, 4096, 64), "SeAM, coarsest level": (20, 64, 4096, 64),
@@ -199,16 +200,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--without-compile", action="store_true")
     parser.add_argument("--device", default="cpu", help="cuda: the tables of a GPU (default: cpu)")
     args = parser.parse_args(arguments)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     device = device_timing.chosen(args.device)
     dtype = getattr(torch, args.dtype) if args.dtype else automatic_dtype(device)
     latent = args.latent or (32 if device.type == "cpu" else 64)
     ways = {"as it is": as_it_is, "channels last": channels_last, "compiled blocks": compiled}
     if args.without_compile:
         del ways["compiled blocks"]
-    where = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    print(f"{latent}x{latent} latents, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}, {where}\n")
+    begin(f"{latent}x{latent} latents, {args.frames} frames", dtype=dtype, device=device, threads=args.threads)
     if device.type != "cpu":
         on_gpu(device, dtype, latent, args.frames, not args.without_compile)
         return

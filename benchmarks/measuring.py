@@ -1,21 +1,63 @@
-"""What the benchmarks on packed segments share: held-out pairs, and the figures of a way to restore them."""
+"""What benchmarks share: the line that says where and with what they ran; and for those on packed segments, held-out
+pairs and the figures of a way to restore them.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from setevsr_core.errors import InputError
-from setevsr_core.evaluation.measures import Instruments
-from setevsr_core.evaluation.metrics import FrameDistance, mean_distance, psnr, warping_error
-from setevsr_core.training.data import PackedDataset
+
+from .process_memory import SEED
+
+if TYPE_CHECKING:  # imported here, they would be part of the memory that other benchmarks measure
+    from setevsr_core.evaluation.measures import Instruments
+    from setevsr_core.evaluation.metrics import FrameDistance
+    from setevsr_core.training.data import PackedDataset
 
 Pair = tuple[Tensor, Tensor]
 """Degraded (T, h, w, 3) and clean (T, H, W, 3) frames in 0..1."""
+
+
+def begin(
+    what: str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", threads: int | None = None,
+    seed: str = "",
+) -> None:  # fmt: skip
+    """The first line of a benchmark: what it measures, the number type, torch, the machine and the seed. Random numbers
+    of torch begin anew with that seed.
+
+    threads: of the processor, None leaves them. seed: what more is seeded, such as "degradation 1000..".
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(SEED)
+    number = f", {str(dtype).removeprefix('torch.')}" if dtype is not None else ""
+    more = f", {seed}" if seed else ""
+    print(f"{what}{number}, torch {torch.__version__}, {machine(device)}, seed {SEED}{more}\n", flush=True)
+
+
+def machine(device: str | torch.device = "cpu") -> str:
+    """Names of the processor and of the GPU that is computed on, with the cores and the threads in use."""
+    device = torch.device(device)
+    gpu = f"{torch.cuda.get_device_name(device)}, " if device.type == "cuda" else ""
+    return f"{gpu}{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    """The name on the processor where Linux tells it, else what Python knows."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), "") or platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)
@@ -52,6 +94,9 @@ def measure(
     restore: Callable[[Tensor], Tensor], pairs: list[Pair], distance: FrameDistance, others: Instruments | None = None
 ) -> Figures:
     """Restore every segment and compare it with the truth; `distance` is LPIPS of two frames."""
+    from setevsr_core.evaluation.measures import Instruments
+    from setevsr_core.evaluation.metrics import mean_distance, psnr, warping_error
+
     started = time.perf_counter()
     results = [restore(lr) for lr, _ in pairs]
     seconds = (time.perf_counter() - started) / sum(len(lr) for lr, _ in pairs)

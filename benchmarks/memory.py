@@ -12,12 +12,16 @@ from __future__ import annotations
 import argparse
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import torch
 
+from .measuring import begin
+
 MEGABYTE = 2**20
+FIRST = 100  # frames until all that is made once is there
 
 
 def make_clip(path: Path, frames: int, size: tuple[int, int]) -> None:
@@ -31,7 +35,7 @@ def make_clip(path: Path, frames: int, size: tuple[int, int]) -> None:
 
 
 def measure(frames: int, size: tuple[int, int], scale: float) -> dict[int, float]:
-    """Frame number -> resident megabytes, at frame 100, every 500 frames, and the last one."""
+    """Frame number -> resident megabytes, at frame `FIRST`, every 500 frames, and the last one."""
     from setevsr_core import Restorer
     from setevsr_core.video.reading import VideoReader
     from setevsr_core.video_job import Output, footage_of, restore_video
@@ -41,7 +45,7 @@ def measure(frames: int, size: tuple[int, int], scale: float) -> dict[int, float
     def on_frames(count: int) -> None:
         nonlocal done
         done += count
-        if done in (100, frames) or done % 500 == 0:
+        if done in (FIRST, frames) or done % 500 == 0:
             seen[done] = process.memory_info().rss / MEGABYTE
             print(f"frame {done}: {seen[done]:.0f} MB", flush=True)
 
@@ -56,7 +60,7 @@ def measure(frames: int, size: tuple[int, int], scale: float) -> dict[int, float
 
 
 def measure_images(frames: int, size: tuple[int, int], scale: float) -> dict[int, float]:
-    """Frame number -> resident megabytes beyond the frames that are restored so far, at frame 100 and the last one."""
+    """Frame number -> resident megabytes beyond the frames that are restored so far, at frame `FIRST` and the last."""
     from setevsr_core import Restorer
     from setevsr_core.video.resize import target_size
 
@@ -67,7 +71,7 @@ def measure_images(frames: int, size: tuple[int, int], scale: float) -> dict[int
 
     def report(done: float, message: str, preview: object) -> None:
         finished = int(done * frames)
-        for number in (100, frames):
+        for number in (FIRST, frames):
             if finished >= number and number not in seen:
                 seen[number] = process.memory_info().rss / MEGABYTE - finished * frame
                 print(f"frame {number}: {seen[number]:.0f} MB beside {finished * frame:.0f} MB of result", flush=True)
@@ -76,16 +80,17 @@ def measure_images(frames: int, size: tuple[int, int], scale: float) -> dict[int
     return seen
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=3000)
     parser.add_argument("--height", type=int, default=32)
     parser.add_argument("--width", type=int, default=48)
     parser.add_argument("--scale", type=float, default=2)
     parser.add_argument("--images", action="store_true", help="a batch of frames in memory instead of files")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    begin(f"{args.frames} frames of {args.width}x{args.height}, enlarged {args.scale:g} times, nano without diffusion")
     seen = (measure_images if args.images else measure)(args.frames, (args.height, args.width), args.scale)
-    print(f"growth from frame 100 to frame {args.frames}: {seen[args.frames] - seen[100]:+.0f} MB")
+    print(f"growth from frame {FIRST} to frame {args.frames}: {seen[args.frames] - seen[FIRST]:+.0f} MB")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from setevsr_core import Restorer
 from setevsr_core.evaluation.metrics import psnr
 from setevsr_core.precision import cpu_computes_bfloat16
 from tools.clips import read_clip
+
+from .measuring import begin
 
 CLIP = Path(__file__).resolve().parent.parent / "assets" / "city_lq.mp4"
 FULL, HALF = torch.float32, torch.bfloat16
@@ -29,21 +32,19 @@ CHOICES = {
 }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="nano")
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--repeat", type=int, default=2, help="runs per choice; the fastest counts")
     parser.add_argument("--threads", type=int)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
     frames = torch.from_numpy(read_clip(CLIP).frames[: args.frames, :, : args.width].copy()).float() / 255
     count, height, width, _ = frames.shape
-    print(f"{count} frames of {width}x{height}, preset {args.preset}, torch {torch.__version__}, "
-          f"{torch.get_num_threads()} threads, native bfloat16: {'yes' if cpu_computes_bfloat16() else 'no'}")
+    native = "yes" if cpu_computes_bfloat16() else "no"
+    begin(f"{count} frames of {width}x{height}, preset {args.preset}, native bfloat16: {native}", threads=args.threads)
     print("| number types | s/frame | processor s/frame | times less | PSNR to float32 |\n|---|---|---|---|---|")
     restorer = Restorer.from_preset(args.preset, device="cpu", dtype=FULL)
     reference, first = None, 0.0

@@ -20,14 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from setevsr_core import Restorer
 from setevsr_core.evaluation.metrics import LPIPS
 from setevsr_core.training.data import PackedDataset
 
-from .measuring import held_out, measure
+from .measuring import begin, held_out, measure
 
 RUNS: list[dict[str, Any]] = [
     {"steps": 0},
@@ -114,8 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     fixed = {"steps": args.steps, "strength": args.strength, "sampler": args.sampler}
     runs = curve_runs(args.curve, fixed) if args.curve else RUNS
     runs = [runs[n] for n in args.only] if args.only else runs
-    print(f"{args.segments} segments of {data.frames} frames, {data.size} px, noise seed 0, torch {torch.__version__}, "
-          f"{torch.get_num_threads()} threads")
+    begin(f"{args.segments} segments of {data.frames} frames, {data.size} px", dtype=restorer.denoiser.dtype)
     if args.curve:
         kept = restorer.settings(**{key: value for key, value in fixed.items() if key != args.curve})
         print("kept: " + ", ".join(f"{key} {getattr(kept, key)}" for key in fixed if key != args.curve))

@@ -34,6 +34,8 @@ from setevsr_core.training.sources import read_window
 from setevsr_core.video.segments import Span, plan_spans
 from setevsr_core.video.stitch import Stitcher, crossfade_weights
 
+from .measuring import begin
+
 SCALE = 4
 
 
@@ -146,7 +148,7 @@ def prepare(restorer: Restorer, path: Path, args: argparse.Namespace, seed: int)
 
 
 @torch.inference_mode()
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", nargs="+", type=Path)
     parser.add_argument("--frames", type=int, default=17)
@@ -154,8 +156,10 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=5)
     parser.add_argument("--overlap", type=int, default=2)
     parser.add_argument("--steps", type=int, help="default: the preset's")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     restorer = Restorer.from_preset("nano", "cpu", torch.float32)
+    begin(f"{len(args.clips)} clips, {args.frames} frames, centre {args.crop}, segments of {args.length}, nano with "
+          f"{restorer.settings(steps=args.steps).steps} steps", dtype=torch.float32, seed="degradation 1000..")
     ways: dict[str, tuple[int, Callable[..., Any]]] = {
         "hard cut": (0, separately),
         **{f"crossfade, overlap {n}": (n, separately) for n in sorted({1, args.overlap, args.length - 1})},
@@ -171,9 +175,6 @@ def main() -> None:
             spans = plan_spans(len(truth), args.length, overlap)
             found, moments = energies(stitched(clip, spans, way(clip, spans)), truth), border_moments(spans)
             sums[name] += torch.tensor([found[moments].mean(), inside[moments].mean(), found.mean()])
-    print(f"{len(args.clips)} clips, {args.frames} frames, centre {args.crop}, segments of {args.length}, nano with "
-          f"{restorer.settings(steps=args.steps).steps} steps, degradation seeds 1000.., noise seed 0, "
-          f"torch {torch.__version__}\n")
     print("| joined by | energy at borders | the same moments, not joined | energy everywhere | seam |")
     print("|---|---|---|---|---|")
     for name, values in sums.items():

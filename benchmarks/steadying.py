@@ -15,7 +15,6 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,7 +23,7 @@ from setevsr_core.evaluation.datasets import Clip, ClipLoader, find_clips
 from setevsr_core.evaluation.metrics import LPIPS
 from setevsr_core.video.steadying import MAX_RADIUS, steady_video
 
-from .measuring import Pair, measure
+from .measuring import Pair, begin, measure
 
 
 def clean(clip: Clip) -> Tensor:
@@ -61,8 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     loader = ClipLoader(4, args.frames, tuple(args.crop) if args.crop else None, 1000)
     clips = [loader.load(files) for files in find_clips(args.clips, "folder", "degrade")]
     restorer, lpips = Restorer.from_preset(args.preset), LPIPS(args.lpips_weights)
-    print(f"{len(clips)} clips, {args.frames} frames, x{loader.scale}, torch {torch.__version__}, "
-          f"{torch.get_num_threads()} threads")
+    begin(f"{len(clips)} clips, {args.frames} frames, x{loader.scale}", dtype=restorer.denoiser.dtype,
+          seed="degradation 1000..")  # fmt: skip
     print("| input | steady | steady_result | LPIPS | PSNR | E_warp | s/frame | steadying of the input |\n"
           "|---|---|---|---|---|---|---|---|")
     for kind in ("degraded", "clean"):

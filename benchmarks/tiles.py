@@ -9,8 +9,11 @@ The baseline cuts frames over 960 pixels into pixel tiles of 960 (stride 750) an
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from setevsr_core.sampling.tiles import plan_tiles
+
+from .measuring import begin
 
 SIZES = ((512, 512), (1024, 576), (1280, 720), (1920, 1080), (2560, 1440))
 PIXELS_PER_LATENT, GRID = 8, 8
@@ -35,11 +38,12 @@ def our_tiles(width: int, height: int, tile: int, overlap: int) -> int:
     return len(plan_tiles(*latents, tile, overlap))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tile", type=int, default=64)
     parser.add_argument("--overlap", type=int, default=16)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    begin(f"tiles of {args.tile} latents, overlap {args.overlap}")
     print("| result | tiles, baseline's scheme | tiles here | ratio |\n|---|---|---|---|")
     for width, height in SIZES:
         theirs, ours = baseline_tiles(width, height), our_tiles(width, height, args.tile, args.overlap)

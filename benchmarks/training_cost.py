@@ -19,6 +19,8 @@ from setevsr_core.training.estimate import estimate_memory, step_flops
 from setevsr_core.training.options import merged_options, train_settings
 from setevsr_core.training.train_command import STAGES
 
+from .measuring import begin
+
 
 def row(stage_name: str, size: str, rate: float) -> str:
     """A line of the table, for the stage's defaults."""
@@ -41,8 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE")
     parser.add_argument("--rate", type=float, default=100.0, help="TFLOP/s that training reaches (default: 100)")
     args = parser.parse_args(argv)
-    print(f"defaults of {args.size}, GiB, hours at {args.rate:g} TFLOP/s, "
-          f"torch {torch.__version__}")
+    begin(f"defaults of {args.size}, GiB, hours at {args.rate:g} TFLOP/s")
     print("| stage | batch | checkpointing | million weights learn | weights | gradients, Adam, averages "
           "| activations | all | TFLOP/step | steps | hours |\n|---|---|---|---|---|---|---|---|---|---|---|")
     for name in args.stages:

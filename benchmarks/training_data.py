@@ -10,19 +10,19 @@ most that `--device` of pack and degrade can save: codecs, JPEG and drawing the 
 from __future__ import annotations
 
 import argparse
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.degradation import Degradation
 from setevsr_core.training.sources import read_window
+
+from .measuring import begin
 
 
 def clean_crop(clip: Path, size: int, frames: int) -> np.ndarray:
@@ -66,9 +66,9 @@ def pixel_work_share(clip: Path, size: int, segments: int, frames: int = 5) -> f
     return spent / (time.perf_counter() - started)
 
 
-def read_per_second(pack: Path, crop: int, batches: int = 50) -> float:
-    """Batches of 8 crops of 5 frames from a pack, per second."""
-    data, rng = PackedDataset(pack), np.random.default_rng(0)
+def read_per_second(data: PackedDataset, crop: int, batches: int = 50) -> float:
+    """Batches of 8 crops from a pack, per second."""
+    rng = np.random.default_rng(0)
     data.sample(rng, 8, crop)
     started = time.perf_counter()
     for _ in range(batches):
@@ -76,17 +76,16 @@ def read_per_second(pack: Path, crop: int, batches: int = 50) -> float:
     return batches / (time.perf_counter() - started)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", type=Path, nargs="+")
     parser.add_argument("--segments", type=int, default=20)
     parser.add_argument("--pack", type=Path)
     parser.add_argument("--devices", nargs="+", default=["opencv", "cpu"], metavar="DEVICE",
                         help="opencv, and devices on which torch takes its place (default: opencv cpu)")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = parser.parse_args(arguments)
     cv2.setNumThreads(1)
-    print(f"one core of {platform.processor() or platform.machine()}, OpenCV {cv2.__version__}, seeds 0..")
+    begin(f"training data on one core, OpenCV {cv2.__version__}", threads=1, seed=f"degradation 0..{args.segments - 1}")
     print("| what | size | per second |\n|---|---|---|")
     for size in (256, 512):
         shares = [pixel_work_share(clip, size, args.segments) for clip in args.clips]
@@ -97,7 +96,9 @@ def main() -> None:
             by = "OpenCV" if device is None else f"torch on {device}"
             print(f"| segments of 5 frames degraded, {by} | {size} px | {sum(rates) / len(rates):.2f} |", flush=True)
     if args.pack:
-        print(f"| batches of 8 crops x 5 frames read | 256 px | {read_per_second(args.pack, 256):.1f} |")
+        data = PackedDataset(args.pack)
+        crop = min(256, data.size)
+        print(f"| batches of 8 crops x {data.frames} frames read | {crop} px | {read_per_second(data, crop):.1f} |")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,16 @@ from setevsr_core.vae_tiles import HEADROOM, bytes_per_latent, fitting_tile
 
 from . import process_memory
 from .denoiser_step import filled
+from .measuring import begin
 
 SCALE = 4
+FULL = VAEConfig.sd21()
 
 
 @torch.no_grad()
 def decode(size: tuple[int, int], frames: int, tile: int, dtype: torch.dtype) -> tuple[float, float]:
     """Seconds and the peak of memory in bytes of one segment; the skip features are computed as well."""
-    vae = filled(TemporalVAE(VAEConfig.sd21(), device="meta", dtype=dtype), "cpu")
+    vae = filled(TemporalVAE(FULL, device="meta", dtype=dtype), "cpu")
     pictures = torch.rand(frames, size[0] // SCALE, size[1] // SCALE, 3)
     latents = torch.randn(frames, 4, *latent_grid(size, vae.config.downscale))
     before = process_memory.resident()
@@ -52,7 +55,7 @@ def count(frames: int, dtype: torch.dtype) -> None:
     free = (4, 6, 12, 24, 80)
     print("| VAE | result | counted, GB | " + " | ".join(f"tile with {gib} GB free" for gib in free) + " |")
     print("|---" * (3 + len(free)) + "|")
-    for name, config in {"full size": VAEConfig.sd21(), "nano": Restorer.from_preset("nano").vae.config}.items():
+    for name, config in {"full size": FULL, "nano": Restorer.from_preset("nano").vae.config}.items():
         vae = TemporalVAE(config, device="meta")
         for height, width in ((720, 1280), (1080, 1920), (2160, 3840)):
             grid = latent_grid((height, width), vae.config.downscale)
@@ -72,7 +75,7 @@ def restore(clip: Tensor, tile: int) -> tuple[Tensor, float]:
     return restorer.restore(clip, steps=0), time.perf_counter() - started
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     native = str(automatic_dtype("cpu")).removeprefix("torch.")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("W", "H"), help="of the result")
@@ -83,28 +86,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=native,
                         help="default: bfloat16 where the processor computes in it")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     dtype, size = getattr(torch, args.dtype), (args.size[1], args.size[0])
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", end="")
     if args.count_only:
-        print(f", {args.frames} frames, {args.dtype}\n")
+        begin(f"decoding {args.frames} frames", dtype=dtype, threads=args.threads)
         count(args.frames, dtype)
         return
     if args.clip:
         clip = torch.from_numpy(np.stack(read_window(args.clip, 0, args.frames))).float() / 255
-        print(f", nano, {args.frames} frames of {clip.shape[2]}x{clip.shape[1]}\n")
+        begin(f"nano, {args.frames} frames of {clip.shape[2]}x{clip.shape[1]}", threads=args.threads)
         print("| tile | s/frame | PSNR to whole frames |\n|---|---|---|")
         whole, _ = restore(clip, 0)
         for tile in args.tiles:
             result, seconds = restore(clip, tile)
             print(f"| {tile or 'whole'} | {seconds / len(clip):.2f} | {psnr(result, whole):.1f} |", flush=True)
         return
-    print(f", full size, {args.frames} frames of {size[1]}x{size[0]}, {args.dtype}\n")
+    begin(f"full size, {args.frames} frames of {size[1]}x{size[0]}", dtype=dtype, threads=args.threads)
     print("| tile | s/frame | peak memory, GB | counted, GB |\n|---|---|---|---|")
-    each = bytes_per_latent(VAEConfig.sd21(), dtype, args.frames)
-    area = latent_grid(size, VAEConfig.sd21().downscale)
+    each = bytes_per_latent(FULL, dtype, args.frames)
+    area = latent_grid(size, FULL.downscale)
     for tile in args.tiles:
         seconds, peak = process_memory.in_own_process(args.threads, decode, size, args.frames, tile, dtype)
         counted = each * (tile**2 if tile else area[0] * area[1])

@@ -200,3 +200,17 @@ def readable_memory_error(remedy: str) -> Iterator[None]:
         if is_interrupt(error) or not is_out_of_memory(error):
             raise
         raise SettingsError(f"The memory is full: {remedy}") from error
+
+
+@contextmanager
+def named_memory_error(remedy: str) -> Iterator[None]:
+    """Put one sentence that names the widget to change before the words of an out-of-memory error.
+
+    The error stays the very one that it was: by its type ComfyUI knows to unload all models.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_interrupt(error) and is_out_of_memory(error):
+            error.args = (f"The memory is full: {remedy} ({error})", *error.args[1:])
+        raise

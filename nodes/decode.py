@@ -61,6 +61,7 @@ class TemporalDecode(io.ComfyNode):
             frames = segments.frames[span.start : span.stop, ..., :3]
             decoded.append(tiles.run(partial(decode, part=part, frames=frames)))
             progress.count(len(decoded), len(segments.spans))
+        tiles.report()
         return io.NodeOutput(replace(segments, decoded=tuple(decoded)))
 
 

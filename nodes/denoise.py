@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from . import compat, sockets, widgets
-from .hosting import ComponentHandle, denoiser_memory, fitting_tiles, vae_memory
+from .hosting import ComponentHandle, denoiser_memory, fitting_tiles, free_memory, vae_memory
 from .payloads import LatentNote, SegmentSet, SemanticSet, read_latent, require_same_video
 
 MEMORY_REMEDY = "lower 'tile' of Denoise, or 'length' of Split Segments."
@@ -49,6 +49,7 @@ class EncodeLatents(io.ComfyNode):
         for frame in segments.frames[..., :3].split(1):  # what is done stays when tiles become smaller
             parts.append(tiles.run(partial(encode, frame=frame)))
             progress.count(len(parts), len(segments.frames))
+        tiles.report()
         encoded = join_frames(parts)
         note = LatentNote(
             segments.identity, segments.spans, segments.scale, vae.module.config.scaling_factor,
@@ -143,8 +144,7 @@ def denoise_all(
     """Every span's restored latents, one after the other: (sum of span lengths, 4, h, w), scaled. Where the memory is
     full, tiles become smaller.
     """
-    from ..setevsr_core.memory import ShrinkingTiles
-    from ..setevsr_core.segment_run import SMALLEST_TILE
+    from ..setevsr_core.segment_run import denoiser_tiles
     from ..setevsr_core.stages import denoise_span
     from .progress import NodeProgress, latent_pictures
 
@@ -152,8 +152,8 @@ def denoise_all(
     height, width = (side * 8 for side in note.scaled.shape[-2:])
     longest = max(len(span) for span in note.spans)
     module = denoiser.load(denoiser_memory((height, width), longest, settings.tile, denoiser.module.dtype))
-    whole = max(note.scaled.shape[-2:])
-    tiles = ShrinkingTiles(settings.tile, whole, SMALLEST_TILE, denoiser.device, "the denoiser", MEMORY_REMEDY)
+    latents = note.scaled[:longest]
+    tiles = denoiser_tiles(module, settings.tile, latents, denoiser.device, free_memory, MEMORY_REMEDY)
     restored: list[torch.Tensor] = []
     for number, span in enumerate(note.spans):
 
@@ -171,6 +171,7 @@ def denoise_all(
             )  # fmt: skip
 
         restored.append(tiles.run(denoise))
+    tiles.report()
     return torch.cat(restored)
 
 

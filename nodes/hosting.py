@@ -74,12 +74,14 @@ def host_component(
         store_in_fp8(module)
     identity = network_identity(module)  # now, before anything can patch the weights in place
     load_device, offload_device = devices(kind)
-    hosted = module
     if kind == DENOISER:
-        from .native_model import SeTeModel
+        from . import native_model
 
-        hosted = SeTeModel(module, offload_device)
-    patcher = compat.make_patcher(hosted, load_device, offload_device, whole=kind in PLAIN_LAYERS)
+        hosted = native_model.SeTeModel(module, offload_device)
+        patcher = compat.make_patcher(hosted, load_device, offload_device, whole=False)
+        native_model.keep_keys_in_runs(patcher)
+    else:
+        patcher = compat.make_patcher(module, load_device, offload_device, whole=kind in PLAIN_LAYERS)
     return ComponentHandle(kind, module, patcher, name, dict(defaults or {}), identity)
 
 

@@ -9,7 +9,7 @@ Only imported when a denoiser is hosted: importing ComfyUI's model classes asks 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,12 +20,14 @@ import comfy.model_management
 import comfy.model_sampling
 import comfy.supported_models_base
 import torch
+from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
 from ..setevsr_core.errors import InputError
 from ..setevsr_core.sampling import schedules
 from ..setevsr_core.sampling.loop import tile_region
 from ..setevsr_core.sampling.tiles import blend_tiles, plan_tiles
+from . import compat
 from .progress import makes_sd_latents
 
 PREFIX = "diffusion_model.denoiser."
@@ -36,6 +38,8 @@ LR, SEMANTICS, PLAN = "setevsr_lr", "setevsr_semantics", "setevsr_plan"
 
 LATENT_FACTOR = 0.18215
 """LATENTs of a native sampler are scaled latents divided by this, whatever VAE made them."""
+
+MEMORY_REMEDY = "lower 'tile' of Sampling Conditioning, or 'length' of Split Segments."
 
 
 class SeTeLatents(comfy.latent_formats.LatentFormat):
@@ -83,12 +87,31 @@ class TilePlan(comfy.conds.CONDConstant):
 class HostedDenoiser(nn.Module):
     """Gives a `Denoiser` the call that ComfyUI makes: LR encoder and U-Net, tile by tile.
 
-    Keys and values of text and semantics are projected at every step: ComfyUI hands over fresh tensors each time.
+    Keys and values of text and semantics do not depend on the step, so they are projected once a run, like in our own
+    loop. ComfyUI hands over fresh tensors at every step, so they are known again by their values. What is kept is the
+    last of each for every group of conditionings: with context windows the semantics change at every call, and are
+    projected every time, as keeping the keys of all windows would take a gigabyte each at full size.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self._kept: dict[tuple[Any, ...], tuple[Tensor, Any]] | None = None  # None: there is no run to keep keys for
+
+    def keep_keys(self, keep: bool) -> None:
+        """Forget all keys and values; keep: and keep those to come, until the next call."""
+        self._kept = {} if keep else None
+
+    def _projected(self, project: Callable[[Tensor], Any], context: Tensor, group: tuple[Any, ...]) -> Any:
+        """`project(context)`, from an earlier step if it was the same there."""
+        if self._kept is None:
+            return project(context)
+        kept = self._kept.pop(group, None)
+        if kept is None or not same_values(kept[0], context):
+            kept = None  # their memory is free while the next ones are made
+            kept = context, project(context)
+        self._kept[group] = kept
+        return kept[1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,20 +130,30 @@ class HostedDenoiser(nn.Module):
                 "This model needs the low-resolution latents: connect the outputs of 'Sampling Conditioning' to the "
                 "sampler's positive and negative inputs."
             )
-        tile, overlap, content = plan
-        num_frames = len(x) // len((transformer_options or {}).get("cond_or_uncond", [0]))  # one, if nobody says
+        group = tuple((transformer_options or {}).get("cond_or_uncond", [0]))  # one, if nobody says
+        text = self.denoiser.empty_text if context is None else context
+        with compat.named_memory_error(MEMORY_REMEDY):
+            return self._predict(x, timesteps, text, group, lr, semantics, *plan)
+
+    def _predict(
+        self, x: Tensor, timesteps: Tensor, text: Any, group: tuple[Any, ...], lr: Tensor, semantics: Tensor | None,
+        tile: int, overlap: int, content: tuple[float, float],
+    ) -> Tensor:  # fmt: skip
         denoiser: Any = self.denoiser
+        num_frames = len(x) // len(group)
         grid = (x.shape[-2], x.shape[-1])
         tiles = plan_tiles(*grid, tile, overlap)
-        text = denoiser.project_text(context) if context is not None else denoiser.project_text(denoiser.empty_text)
-        keys = denoiser.project_semantics(semantics)
+        words = self._projected(denoiser.project_text, text, ("text", *group))
+        keys = denoiser.project_semantics(None)
+        if semantics is not None:
+            keys = self._projected(denoiser.project_semantics, semantics, ("semantics", *group))
         whole = len(tiles) == 1 and content == (1.0, 1.0)
 
         def predict(part: Any) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
             own = keys if whole or semantics is None else keys.crop(*tile_region(part, grid, content, overlap))
             return denoiser(
-                part.cut(x).contiguous(), timesteps, num_frames=num_frames, text=text, semantics=own,
+                part.cut(x).contiguous(), timesteps, num_frames=num_frames, text=words, semantics=own,
                 lr_maps=denoiser.encode_lr(part.cut(lr).contiguous(), timesteps),
             )  # fmt: skip
 
@@ -138,8 +171,7 @@ class SeTeModel(comfy.model_base.BaseModel):
         self.diffusion_model = HostedDenoiser(denoiser)
         if makes_sd_latents(denoiser):
             self.latent_format.taesd_decoder_name = "taesd_decoder"
-        if hasattr(comfy.model_management, "archive_model_dtypes"):
-            comfy.model_management.archive_model_dtypes(self.diffusion_model)
+        comfy.model_management.archive_model_dtypes(self.diffusion_model)
 
     def extra_conds(self, **values: Any) -> dict[str, Any]:
         """LR latents and semantics of the segment (per frame), text, and (tile, overlap, content)."""
@@ -175,6 +207,21 @@ class SeTeModel(comfy.model_base.BaseModel):
         """Bytes of a step on latents of `input_shape`: of one tile of all frames, since tiles are computed in turn."""
         areas = [math.prod(input_shape[2:]), *(math.prod(tile) for tile in cond_shapes.get("plan", ()))]
         return super().memory_required([*input_shape[:2], 1, min(areas)], cond_shapes=dict(cond_shapes))
+
+
+def same_values(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are the same in every number, in type and in place."""
+    return (first.device, first.dtype) == (second.device, second.dtype) and torch.equal(first, second)
+
+
+def keep_keys_in_runs(patcher: Any) -> None:
+    """Let the denoiser of a MODEL, and of all its clones, keep keys and values while a sampler runs.
+
+    Not with weight hooks (scheduled LoRAs), which change weights between steps. What is kept is dropped when the run
+    ends, in whatever way, so neither other weights nor another video ever meet it.
+    """
+    patcher.add_callback(CallbacksMP.ON_PRE_RUN, lambda run: run.model.diffusion_model.keep_keys(not run.hook_patches))
+    patcher.add_callback(CallbacksMP.ON_CLEANUP, lambda run: run.model.diffusion_model.keep_keys(False))
 
 
 def denoiser_in(patcher: Any) -> Any:

@@ -50,11 +50,20 @@ class ShrinkingTiles:
 
     tile: side in latents to begin with, 0 for none. whole: the longer side of a frame's grid. smallest: side of the
     last tiles to try. user: who works in them, and remedy: what to change when that was not enough, for the messages.
+    widget: the setting that is `tile`, "" where there is none.
     """
 
-    def __init__(self, tile: int, whole: int, smallest: int, device: Any, user: str, remedy: str) -> None:
+    def __init__(
+        self, tile: int, whole: int, smallest: int, device: Any, user: str, remedy: str, widget: str = ""
+    ) -> None:
         self._tile, self._whole, self._smallest = tile, whole, smallest
-        self._device, self._user, self._remedy = device, user, remedy
+        self._device, self._user, self._remedy, self._widget = device, user, remedy, widget
+        self._halved = False
+
+    def fit(self, needed: Callable[[int], float], free: float) -> None:
+        """Begin in smaller tiles where `needed(tile)`, the least bytes that work in `tile` takes, exceeds `free`."""
+        while needed(self._tile) > free and self._side > self._smallest:
+            self._halve(f"{free / 2**30:.1f} GiB of memory are free, too little: %s begins in tiles of %d latents")
 
     def run(self, work: Callable[[int], Result]) -> Result:
         """`work(tile)`; called again with smaller tiles while it runs out of memory.
@@ -69,14 +78,25 @@ class ShrinkingTiles:
                     raise
             # Outside the except block on purpose: the traceback, and the tensors it holds, are gone by now.
             release_cached(self._device)
-            self._halve()
+            if self._side <= self._smallest:
+                raise SettingsError(f"The memory is full: {self._remedy}")
+            self._halve("the memory is full: %s goes on in tiles of %d latents")
 
-    def _halve(self) -> None:
-        side = min(self._tile or self._whole, self._whole)
-        if side <= self._smallest:
-            raise SettingsError(f"The memory is full: {self._remedy}")
-        self._tile = max(self._smallest, side // 2 // GRID * GRID)
-        log.warning("the memory is full: %s goes on in tiles of %d latents", self._user, self._tile)
+    def report(self) -> None:
+        """At the end of a run: say what spares the next one the attempts, if there were any."""
+        if self._halved:
+            advice = f"set '{self._widget}' to {self._tile}" if self._widget else self._remedy.rstrip(".")
+            log.warning("for want of memory %s ended in tiles of %d latents; %s to spare the attempts", self._user,
+                        self._tile, advice)  # fmt: skip
+
+    @property
+    def _side(self) -> int:
+        return min(self._tile or self._whole, self._whole)
+
+    def _halve(self, message: str) -> None:
+        self._tile = max(self._smallest, self._side // 2 // GRID * GRID)
+        self._halved = True
+        log.warning(message, self._user, self._tile)
 
 
 @contextmanager

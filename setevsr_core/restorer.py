@@ -185,7 +185,7 @@ class Restorer:
         bar = SegmentProgress(progress, total, settings.steps, reads_semantics(self, settings))
         bar.begin(resume.first_frame)
         run = SegmentRun(self, settings, bar, text, check_cancel)
-        return bar.finishing(restored_blocks(frames, settings, run.compute, resume, on_carry))
+        return run.reporting(bar.finishing(restored_blocks(frames, settings, run.compute, resume, on_carry)))
 
 
 def network_identity(network: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from .video.segments import Span
 log = logging.getLogger(__name__)
 
 SMALLEST_TILE = 16  # latents along one side of the denoiser's tiles, where the memory is full
+STEP_NUMBERS = 20  # that a step holds at least, for each latent of its tile and each channel of the finest level
 FEATURE_BUDGET = 2 * 2**30  # bytes of skip features kept per segment; beyond it they are computed twice instead
 
 Value = TypeVar("Value")
@@ -43,6 +45,23 @@ class Networks(Protocol):
 def reads_semantics(networks: Networks, settings: RestoreSettings) -> bool:
     """Whether somebody gives semantics and somebody looks at them."""
     return networks.encoder is not None and bool(settings.steps and networks.denoiser.config.semantic_levels)
+
+
+def denoiser_tiles(
+    denoiser: Any, tile: int, latents: Tensor, device: torch.device, free_memory: Callable[[torch.device], int],
+    remedy: str,
+) -> ShrinkingTiles:  # fmt: skip
+    """The denoiser's tiles for a segment's `latents` (T,4,h,w), to be chosen when its weights are loaded.
+
+    On a GPU a tile is not tried whose step is sure to find too little memory. On a processor every tile is: what is
+    free there changes all the time, and goes on in the swap.
+    """
+    frames, _, *grid = latents.shape
+    tiles = ShrinkingTiles(tile, max(grid), SMALLEST_TILE, device, "the denoiser", remedy, "tile")
+    if device.type in ("cuda", "xpu"):
+        each = STEP_NUMBERS * frames * denoiser.config.channels[0] * denoiser.dtype.itemsize
+        tiles.fit(lambda side: each * math.prod(min(side or whole, whole) for whole in grid), free_memory(device))
+    return tiles
 
 
 class SegmentRun:
@@ -71,6 +90,13 @@ class SegmentRun:
         """`streaming.Compute` in this process: a segment is restored when its pictures are asked for."""
         for span, segment in segments:
             yield span, partial(self.restore, span, segment)
+
+    def reporting(self, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+        """`blocks` as they are; after the last one the log says which setting was too large for the memory."""
+        yield from blocks
+        for tiles in (self._denoising, *self._tiles.values()):
+            if tiles is not None:
+                tiles.report()
 
     def restore(self, span: Span, segment: Tensor) -> Tensor:
         """One segment (T,H,W,3|4) all the way to pictures (T,sH,sW,3|4). Segments come in rising order: what two of
@@ -130,11 +156,6 @@ class SegmentRun:
     def _denoise(self, span: Span, encoded: stages.EncodedFrames, semantics: Tensor | None) -> Tensor:
         """Restored latents of the segment, in smaller tiles where the memory is full."""
         networks, bar = self._networks, self._bar
-        if self._denoising is None:
-            self._denoising = ShrinkingTiles(
-                self._settings.tile, max(encoded.latents.shape[-2:]), SMALLEST_TILE, networks.device, "the denoiser",
-                "lower 'length' (frames that are restored together) or 'scale'.",
-            )  # fmt: skip
 
         def on_step(index: int, steps: int, noisy: Tensor, clean: Tensor) -> None:
             picture = networks.preview(clean[:1], encoded.preview_matrix)[0].cpu()
@@ -161,6 +182,11 @@ class SegmentRun:
             )
 
         networks.prepare("denoiser")
+        if self._denoising is None:
+            self._denoising = denoiser_tiles(
+                networks.denoiser, self._settings.tile, encoded.latents, networks.device, networks.free_memory,
+                "lower 'length' (frames that are restored together) or 'scale'.",
+            )  # fmt: skip
         return self._denoising.run(denoise)
 
     def _fitting(self, size: tuple[int, int], length: int) -> vae_tiles.FittingTiles:

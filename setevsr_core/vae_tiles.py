@@ -121,6 +121,11 @@ class FittingTiles:
             self._tiles = ShrinkingTiles(tile, whole, SMALLEST, self._device, "the VAE", self._remedy)
         return self._tiles.run(work)
 
+    def report(self) -> None:
+        """As `ShrinkingTiles.report`."""
+        if self._tiles is not None:
+            self._tiles.report()
+
     def _choose(self) -> int:
         free = self._free_memory(self._device)
         dtype = getattr(self._vae, "dtype", torch.float32)

@@ -1,13 +1,15 @@
-"""The benchmarks that train: a few steps of tiny networks on a tiny pack."""
+"""Every benchmark, with tiny networks, frames and packs: what it prints has the right rows and makes sense."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +17,28 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from benchmarks import ablation, denoiser_step, device_timing, kernels, measuring, regressor, sampling, steadying, tiles
-from setevsr_core import Restorer
+from benchmarks import (
+    ablation,
+    denoiser_step,
+    device_timing,
+    estimate_law,
+    full_size,
+    kernels,
+    measuring,
+    memory,
+    precision,
+    process_memory,
+    regressor,
+    sampling,
+    seams,
+    steadying,
+    tiles,
+    training_cost,
+    training_data,
+    vae_tiles,
+)
+from setevsr_core import Restorer, workload
+from setevsr_core import vae_tiles as core_vae_tiles
 from setevsr_core.checkpoints.presets import preset_folder
 from setevsr_core.errors import InputError, SettingsError
 from setevsr_core.evaluation.datasets import Clip
@@ -27,9 +49,12 @@ from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 from setevsr_core.training.batches import Batch
 from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.vae_stages import PixelLoss
+from tools.clips import read_clip
 
-from .tiny_networks import tiny_vae
+from .tiny_networks import TinyEncoder, tiny_denoiser, tiny_vae
 from .training_helpers import compact_upscaler
+
+ASSET = Path(__file__).resolve().parent.parent / "assets" / "city_lq.mp4"
 
 
 # ---- the regressor --------------------------------------------------------------------------------------------------
@@ -265,6 +290,7 @@ def test_the_table_of_a_step_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: p
         ("| plain SD 2.1, diffusers", "1"), ("| SeTe-VSR", "1"), ("| SeTe-VSR", "2")]
     assert "not finite" not in printed and "| 4.000 | 100.0 % | 3 | aten::mm |" in printed
     assert float(rows[-1][2]) == pytest.approx(2 * float(rows[-2][2]), abs=0.001)
+    assert "\n| LR encoder, in every step | " in printed and "keys and values projected at every step" in printed
 
 
 def test_a_batch_of_segments_keeps_them_apart() -> None:
@@ -304,3 +330,183 @@ def test_the_tables_of_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys:
     lines = capsys.readouterr().out.splitlines()
     assert [line[:9] for line in lines if line.startswith(("| over", "| sp"))] == ["| over ti", "| spatial"]
     assert [line.split(" | ")[1] for line in lines if line.startswith("| VAE")] == ["as it is", "channels last"]
+
+
+# ---- every other one, from its command line -------------------------------------------------------------------------
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has a process of its own is called in this one, which has all modules already."""
+    monkeypatch.setattr(process_memory, "in_own_process", lambda threads, call, *arguments: call(*arguments))
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset of tiny networks in place of nano, and a small piece of the bundled clip."""
+
+    def from_preset(*_: Any, **__: Any) -> Restorer:
+        return Restorer(tiny_denoiser(), tiny_vae(), TinyEncoder(), defaults={"steps": 1, "sampler": "ddim"})
+
+    monkeypatch.setattr(Restorer, "from_preset", from_preset)
+    small = SimpleNamespace(frames=read_clip(ASSET).frames[:2, 32:48, 32:48])
+    for module in (estimate_law, precision):
+        monkeypatch.setattr(module, "read_clip", lambda _: small)
+
+
+@pytest.fixture
+def small_clip(tmp_path: Path) -> Path:
+    """A short, small piece of the bundled clip, without loss."""
+    from setevsr_core.video.writing import VideoWriter
+
+    path, frames = tmp_path / "clip.mkv", read_clip(ASSET).frames[:5, 32:96, 32:96].copy()
+    with VideoWriter(path, 24, (64, 64), codec="ffv1") as writer:
+        for frame in frames:
+            writer.write(torch.from_numpy(frame).float() / 255)
+    return path
+
+
+def table(printed: str, first: str) -> list[list[str]]:
+    """Cells of the rows of the table whose heading begins with `first`."""
+    lines = printed.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :]))
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_the_first_line_says_where_it_ran(capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = []
+    for _ in range(2):
+        measuring.begin("3 frames", dtype=torch.bfloat16, threads=1, seed="degradation 7")
+        drawn.append(torch.rand(1))
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith(f"3 frames, bfloat16, torch {torch.__version__}, {measuring.processor()}, ")
+    assert line.endswith("1 threads, seed 0, degradation 7") and measuring.processor() and drawn[0] == drawn[1]
+
+
+def test_training_data(small_clip: Path, packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training_data.main([str(small_clip), "--segments", "1", "--pack", str(packed)])
+    rows = table(capsys.readouterr().out, "what")
+    assert [row[1] for row in rows] == ["256 px"] * 3 + ["512 px"] * 3 + ["64 px"]
+    assert all(0 < float(row[2].split("%")[0]) for row in rows)
+
+
+def test_training_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With one small stage in place of all, whose networks take a minute to play through."""
+    pytest.importorskip("spandrel")
+    loss = PixelLoss(None, 0.0, 3, 16)
+    stage = regressor.RegressorStage(regressor.compact(width=8, convolutions=1), loss)
+    monkeypatch.setattr(training_cost, "build_weightless", lambda options, device: stage)
+    training_cost.main(["--size", "nano", "--stages", "stage1", "turbo", "--rate", "0.001"])
+    rows = table(capsys.readouterr().out, "stage")
+    assert [row[0] for row in rows] == ["stage1", "turbo"] and all(float(row[-1]) > 0 for row in rows)
+
+
+def test_full_size_in_small(here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layouts = ["native", "sd21-ckpt", "sd21-lora"]
+    full_size.main(["--tiny", "--only", *layouts, "--latent", "8", "--frames", "1", "--folder", str(tmp_path)])
+    rows = {row[0]: row[1:] for row in table(capsys.readouterr().out, "layout")}
+    assert list(rows) == layouts
+    assert {name for name, row in rows.items() if row[5] != "-"} == {"native"}  # only there is an encoder
+    assert rows["sd21-lora"][0] == rows["sd21-ckpt"][0] and not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit):
+        full_size.main(["--tiny", "--only", "mgld-vsr"])
+
+
+def test_the_law_of_estimates(
+    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(estimate_law, "LENGTH", 1)
+    monkeypatch.setattr(estimate_law, "LAW", tmp_path / "law.json")
+    estimate_law.main(["--write"])
+    assert [row[0] for row in table(capsys.readouterr().out, "stage")] == ["encode", "semantics", "denoise", "decode"]
+    law, kept = json.loads((tmp_path / "law.json").read_text()), workload.law()
+    assert law.keys() == kept.keys() and law["efficiency"].keys() == kept["efficiency"].keys()
+    assert law["memory_factor"] >= 1 and all(0 <= share < 2 for share in law["efficiency"].values())
+
+
+@pytest.mark.parametrize("more", [[], ["--images"]])
+def test_memory_of_a_long_run(
+    more: list[str], tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory, "FIRST", 12)
+    memory.main(["--frames", "24", "--height", "16", "--width", "16", "--scale", "1", *more])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[2:4]] == ["frame 12", "frame 24"]
+    assert -500 < int(re.findall(r"to frame 24: ([+-]\d+) MB", lines[4])[0]) < 500
+
+
+def test_seams(tiny: None, small_clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seams.main([str(small_clip), "--frames", "4", "--crop", "64x64", "--length", "3", "--overlap", "1", "--steps", "1"])
+    rows = table(capsys.readouterr().out, "joined by")
+    assert [row[0].split(",")[0] for row in rows] == ["hard cut", "crossfade", "crossfade", "latents per step",
+                                                      "known latents"]  # fmt: skip
+    assert len({row[2] for row in rows[1:2] + rows[3:]}) == 1  # the same moments of the one long segment
+    assert all(float(row[4]) == pytest.approx(float(row[1]) / float(row[2]), rel=0.05) for row in rows)
+
+
+def test_precisions_of_the_networks(tiny: None, capsys: pytest.CaptureFixture[str]) -> None:
+    precision.main(["--frames", "1", "--repeat", "1"])
+    rows = table(capsys.readouterr().out, "number types")
+    assert [row[0] for row in rows] == list(precision.CHOICES) and rows[0][3:] == ["1.00", "-"]
+    assert all(float(row[4].split()[0]) > 20 for row in rows[1:])
+
+
+def test_tiles_of_the_vae(
+    here: None, tiny: None, small_clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(vae_tiles, "FULL", VAEConfig(channels=(32, 32, 32, 32), layers=1))
+    vae_tiles.main(["--size", "128", "64", "--frames", "1", "--tiles", "0", "8", "--dtype", "float32"])
+    whole, tiled = table(capsys.readouterr().out, "tile")
+    assert (whole[0], tiled[0]) == ("whole", "8") and float(whole[1]) > 0
+    vae_tiles.main(["--count-only"])
+    counted = table(capsys.readouterr().out, "VAE")
+    assert len(counted) == 6 and counted[0][-1] == "whole"
+    monkeypatch.setattr(core_vae_tiles, "SMALLEST", 8)
+    vae_tiles.main(["--clip", str(small_clip), "--frames", "1", "--tiles", "0", "24"])
+    whole, tiled = table(capsys.readouterr().out, "tile")
+    assert whole[2] == "100.0" and 20 < float(tiled[2]) < 100
+
+
+def test_a_step_on_a_processor(
+    here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(denoiser_step, "plain_unet", Plain)
+    monkeypatch.setattr(denoiser_step, "matmul_rate", lambda *_: 1e9)
+    two_levels: dict[str, Any] = {"channels": (32, 32), "lr_channels": (32, 32), "semantic_levels": (0, 1)}
+    monkeypatch.setattr(DenoiserConfig, "sd21", lambda **changes: replace(SMALL, **{**two_levels, **changes}))
+    denoiser_step.main(["--latent", "8", "--frames", "2", "--dtype", "float32"])
+    printed = capsys.readouterr().out
+    assert [row[0] for row in table(printed, "step")] == [denoiser_step.PLAIN, "without the new modules", "lighter",
+                                                          "SeTe-VSR"]  # fmt: skip
+    encoder, keys = table(printed, "of SeTe-VSR")
+    assert "every step" in encoder[0] and "once a segment" in keys[0]
+    saved = re.findall(r"a step ([\d.]+) s instead of ([\d.]+) s: ([\d.]+) %", printed)[0]
+    assert float(saved[0]) >= float(saved[1]) and 0 < float(saved[2]) < 100
+
+
+def test_settings_and_curves_from_the_command_line(
+    tiny: None, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sampling, "LPIPS", Brightness)
+    command = [str(packed), "--lpips-weights", "unused", "--segments", "1", "--csv", str(tmp_path / "rows.csv")]
+    sampling.main([*command, "--only", "0", "1"])
+    assert [row[0] for row in table(capsys.readouterr().out, "setting")] == [
+        "steps 0", "steps 2, sampler ddim, strength 0.5"]  # fmt: skip
+    monkeypatch.setitem(sampling.CURVES, "steps", (1, 2))
+    sampling.main([*command, "--curve", "steps"])
+    printed = capsys.readouterr().out
+    assert "float32" in printed and "kept: strength 1.0, sampler ddim" in printed
+    assert [float(row["steps"]) for row in csv.DictReader((tmp_path / "rows.csv").open())] == [1, 2]
+
+
+def test_steadying_from_the_command_line(
+    tiny: None, small_clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(steadying, "LPIPS", Brightness)
+    steadying.main([str(small_clip.parent), "--lpips-weights", "unused", "--frames", "2", "--radii", "0", "1"])
+    rows = table(capsys.readouterr().out, "input")
+    assert [row[:2] for row in rows] == [[kind, radius] for kind in ("degraded", "clean") for radius in "01"]
+
+
+def test_tiles_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    tiles.main(["--overlap", "8"])
+    assert len(table(capsys.readouterr().out, "result")) == len(tiles.SIZES)

@@ -18,7 +18,18 @@ from setevsr_core.errors import CheckpointError, InputError
 from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.networks.semantic_encoder import SemanticEncoder, SemanticEncoderConfig
 from setevsr_core.networks.temporal_vae import VAEConfig
-from tools.layouts import PLAIN_SD, Shapes, meta_shapes, mgld_shapes, sd21_single_file, sd21_unet, sd21_vae
+from tools.layouts import (
+    PLAIN_SD,
+    PLAIN_VAE,
+    Shapes,
+    meta_shapes,
+    mgld_shapes,
+    original_vae,
+    sd21_lora,
+    sd21_single_file,
+    sd21_unet,
+    sd21_vae,
+)
 
 
 def write_sparse(path: Path, shapes: Shapes, metadata: dict[str, str] | None = None) -> Path:
@@ -76,7 +87,7 @@ def test_sd21_single_file(ending: str, tmp_path: Path) -> None:
     denoiser = checkpoints.load_denoiser(path, device=device)
     assert (denoiser.config, size(denoiser)) == (PLAIN_SD, 865_910_724)
     vae = checkpoints.load_temporal_vae(path, device=device)
-    assert (vae.config, size(vae)) == (VAEConfig.sd21(temporal=False, fusion_levels=()), 83_653_863)
+    assert (vae.config, size(vae)) == (PLAIN_VAE, 83_653_863)
 
 
 def test_sd21_diffusers_folder_and_files(tmp_path: Path) -> None:
@@ -87,6 +98,12 @@ def test_sd21_diffusers_folder_and_files(tmp_path: Path) -> None:
         assert checkpoints.load_denoiser(source).config == PLAIN_SD
     for source in (tmp_path, tmp_path / "vae", tmp_path / "vae" / "diffusion_pytorch_model.safetensors"):
         assert size(checkpoints.load_temporal_vae(source)) == 83_653_863
+
+
+def test_a_vae_of_the_original_layout_as_a_file_by_itself(tmp_path: Path) -> None:
+    path = write_sparse(tmp_path / "vae-ft-mse-840000-ema-pruned.safetensors", original_vae())
+    assert checkpoints.identify(path).layout == "sd-original"
+    assert checkpoints.load_temporal_vae(path, device="meta").config == PLAIN_VAE
 
 
 def test_without_an_empty_prompt_the_error_says_what_to_connect(tmp_path: Path) -> None:
@@ -101,20 +118,13 @@ def test_a_full_size_lora_finds_all_its_layers(tmp_path: Path) -> None:
     """A LoRA on every linear layer and 3x3 convolution of SD 2.1, in kohya's spelling: none may be left out."""
     from setevsr_core.checkpoints import lora
 
-    layers = {key.removesuffix(".weight"): shape for key, shape in sd21_unet().items()
-              if key.endswith(".weight") and len(shape) >= 2}
-    shapes: Shapes = {}
-    for layer, shape in layers.items():
-        name = "lora_unet_" + layer.replace(".", "_")
-        shapes[f"{name}.lora_up.weight"] = (shape[0], 8, *(1,) * (len(shape) - 2))
-        shapes[f"{name}.lora_down.weight"] = (8, *shape[1:])
-        shapes[f"{name}.alpha"] = ()
-    path = write_sparse(tmp_path / "lora.safetensors", shapes)
+    layers = {key for key, shape in sd21_unet().items() if key.endswith(".weight") and len(shape) >= 2}
+    path = write_sparse(tmp_path / "lora.safetensors", sd21_lora())
     full = DenoiserConfig.sd21()
     for config in (PLAIN_SD, full):
         target = meta_shapes(Denoiser(config, device="meta"))
         _, updates = lora.read_lora(path, target)
-        assert set(updates) == {f"unet.{layer}.weight" for layer in layers}
+        assert set(updates) == {f"unet.{layer}" for layer in layers}
         assert all(update.fits(target[key]) for key, update in updates.items())
 
 

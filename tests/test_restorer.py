@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from setevsr_core import InputError, Restorer, SettingsError, stages
+from setevsr_core import InputError, Restorer, SettingsError, segment_run, stages
+from setevsr_core.estimate import step_work
+from setevsr_core.networks.denoiser import Denoiser, DenoiserConfig
 from setevsr_core.networks.temporal_vae import TemporalVAE, VAEConfig
 from setevsr_core.settings import RestoreSettings
 from setevsr_core.video.resize import upscale_bicubic
@@ -398,9 +400,11 @@ def test_no_ghost_of_the_scene_before_a_hard_cut(restorer: Restorer) -> None:
 
 
 def test_a_full_memory_makes_the_denoisers_tiles_smaller_and_the_run_goes_on(
-    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Full in the second segment: the first one counts, and the third is not tried in large tiles again."""
+    """Full in the second segment: the first one counts, and the third is not tried in large tiles again. The last
+    words of the run name the setting.
+    """
     denoise, seen = stages.denoise_span, []
     room = 32
 
@@ -415,6 +419,40 @@ def test_a_full_memory_makes_the_denoisers_tiles_smaller_and_the_run_goes_on(
     settings["fusion"] = 0.0
     result = restorer.restore(clip(4, 80, 16), **settings)  # 40 latents high
     assert seen == [(0, 64, 32), (1, 64, 32), (1, 16, 8), (2, 16, 8)] and result.shape == (4, 320, 64, 3)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [
+        "the memory is full: the denoiser goes on in tiles of 16 latents",
+        "for want of memory the denoiser ended in tiles of 16 latents; set 'tile' to 16 to spare the attempts",
+    ]
     room = 8
     with pytest.raises(SettingsError, match="The memory is full: lower 'length'.*or 'scale'"):
         restorer.restore(clip(4, 80, 16), **settings)
+
+
+def test_on_a_gpu_no_tile_is_tried_that_is_sure_not_to_fit(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the whole frame fits nothing changes; on a processor nothing ever does."""
+    config = DenoiserConfig.nano()
+    network, latents = Denoiser(config, device="meta", dtype=torch.bfloat16), torch.zeros(5, 4, 96, 160)
+    each = segment_run.STEP_NUMBERS * 5 * config.channels[0] * 2
+
+    def first(tile: int, free: int, device: str = "cuda") -> int:
+        tiles = segment_run.denoiser_tiles(network, tile, latents, torch.device(device), lambda _: free, "lower it.")
+        found = tiles.run(lambda side: side)
+        tiles.report()
+        return found
+
+    assert first(0, each * 96 * 160) == 0 and first(64, each * 64**2) == 64 and first(64, 0, "cpu") == 64
+    assert not caplog.records
+    assert first(0, each * 96 * 160 - 1) == 80 and first(64, each * 40**2) == 32
+    assert "tiles of 32 latents; set 'tile' to 32 to spare the attempts" in caplog.text
+    assert first(64, 0) == segment_run.SMALLEST_TILE
+
+
+@pytest.mark.parametrize("modules", [{}, {"semantic_levels": (), "temporal_sites": "none", "spade": False,
+                                          "temporal_spatial_sites": "none"}])  # fmt: skip
+def test_a_step_never_holds_less_than_what_is_taken_for_sure(modules: dict[str, Any]) -> None:
+    config = DenoiserConfig.nano(layers=1, **modules)
+    network = Denoiser(config, device="meta", dtype=torch.bfloat16)
+    work, _ = step_work(network, None, (16, 16), 2, RestoreSettings(tile=0, tile_overlap=0))
+    numbers = work.peak_bytes / (2 * 2 * 16 * 16 * config.channels[0])
+    assert segment_run.STEP_NUMBERS <= numbers < 1.4 * segment_run.STEP_NUMBERS

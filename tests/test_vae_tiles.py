@@ -118,6 +118,8 @@ def test_a_full_memory_makes_tiles_smaller_and_the_run_goes_on(caplog: pytest.Lo
         assert tiles.run(work) == "done"
     assert tried == [WHOLE, 32] and "tiles of 32 latents" in caplog.text
     assert tiles.run(work) == "done" and tried[2:] == [32]
+    tiles.report()
+    assert "ended in tiles of 32 latents; lower 'length' (frames that are decoded together) or" in caplog.text
 
 
 def test_too_little_memory_for_any_tile_names_the_remedy_and_other_errors_pass() -> None:
