@@ -81,7 +81,7 @@ def strength() -> Any:
         io.Float, "strength", default=0.0, min=0.0, max=1.0, step=0.01,
         tooltip="Fidelity against detail: 1 starts from full noise (most new detail), small values start nearer to the "
         "input (fewer steps, closer to it). 0 uses the preset's own value. Nano answers little to it: at 4 steps "
-        "on unseen clips 0.1 gave LPIPS 0.364 and 1 gave 0.365.",
+        "on unseen clips 0.1 gave LPIPS 0.364 and flicker (E_warp) 2.5, 1 gave 0.365 and 2.7.",
     )
 
 

@@ -811,11 +811,9 @@ def test_an_estimate_counts_what_checkpointing_leaves() -> None:
     assert found < counter.peak < 1.15 * found
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["stage2", "turbo"])  # the largest without and with checkpointing
 def test_the_papers_settings_fit_an_accelerator_of_80_gigabytes(stage: str) -> None:
-    # The rollout before the decoder keeps nothing, and counting without it takes half the time.
-    given = {"device": "cpu", **({"lr_share": 1.0} if stage == "decoder" else {})}
-    options = merged_options(stage, "sd21", given)
+    options = merged_options(stage, "sd21", {"device": "cpu"})
     memory = estimate_memory(build_weightless(options, CPU), train_settings(options), CPU)
     assert memory.total < 79 * 2**30
 
