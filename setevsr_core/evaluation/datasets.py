@@ -19,6 +19,7 @@ from ..video.sequence import SequenceReader
 
 __all__ = ["LAYOUTS", "Clip", "ClipFiles", "ClipLoader", "find_clips", "is_sequence", "read_frames"]
 
+
 @dataclass(frozen=True)
 class Clip:
     """A loaded clip: lr (N, h, w, 3) and truth (N, h * scale, w * scale, 3) or None, float32 in 0..1.
