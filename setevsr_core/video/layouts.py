@@ -38,10 +38,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set: its parts and the number of clips it was published with (0: any)."""
+    """A data set: its parts and the number of clips it was published with (0: any).
+
+    union: the set is all of its parts together; else the first part that has clips is the set.
+    """
 
     parts: tuple[Part, ...]
     clips: int = 0
+    union: bool = False
 
 
 def _standard(*more_truth: str, low: Mapping[str, tuple[str, ...]] | None = None) -> Part:
@@ -60,7 +64,7 @@ def _reds(split: str, **rules: Any) -> Part:
 
 LAYOUTS: dict[str, Layout] = {
     "folder": Layout((_standard("truth/*", "*/truth", "*"),)),
-    "REDS": Layout((_reds("train", without=REDS4_CLIPS), _reds("val", prefix="val_")), 266),
+    "REDS": Layout((_reds("train", without=REDS4_CLIPS), _reds("val", prefix="val_")), 266, union=True),
     "REDS4": Layout((_reds("train", only=REDS4_CLIPS), _standard("*")), 4),
     "SPMCS": Layout((_standard("*/truth", low={"BI": ("*/input4",)}),), 30),
     "UDM10": Layout((_standard("*/truth", low={"BD": ("*/blur4",)}),), 10),
@@ -104,7 +108,7 @@ def find_clips(folder: Path, layout: str = "folder", low: str = "auto") -> list[
     found: dict[str, Found] = {}
     for part in LAYOUTS[layout].parts:
         clips = _find_part(folder, part, low)
-        if clips and layout != "REDS":  # only REDS is the union of its parts
+        if clips and not LAYOUTS[layout].union:
             found = clips
             break
         found.update(clips)
