@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from ..setevsr_core.errors import InputError
 from ..setevsr_core.sampling import schedules
-from ..setevsr_core.sampling.loop import tile_region
-from ..setevsr_core.sampling.tiles import blend_tiles, plan_tiles
+from ..setevsr_core.sampling.loop import predict_noise, prepare_conditions
+from ..setevsr_core.sampling.tiles import plan_tiles
 from . import compat
 from .progress import makes_sd_latents
 
@@ -140,24 +140,15 @@ class HostedDenoiser(nn.Module):
         tile: int, overlap: int, content: tuple[float, float],
     ) -> Tensor:  # fmt: skip
         denoiser: Any = self.denoiser
-        num_frames = len(x) // len(group)
         grid = (x.shape[-2], x.shape[-1])
-        tiles = plan_tiles(*grid, tile, overlap)
         words = self._projected(denoiser.project_text, text, ("text", *group))
-        keys = denoiser.project_semantics(None)
+        keys = None
         if semantics is not None:
             keys = self._projected(denoiser.project_semantics, semantics, ("semantics", *group))
-        whole = len(tiles) == 1 and content == (1.0, 1.0)
-
-        def predict(part: Any) -> Tensor:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            own = keys if whole or semantics is None else keys.crop(*tile_region(part, grid, content, overlap))
-            return denoiser(
-                part.cut(x).contiguous(), timesteps, num_frames=num_frames, text=words, semantics=own,
-                lr_maps=denoiser.encode_lr(part.cut(lr).contiguous(), timesteps),
-            )  # fmt: skip
-
-        return blend_tiles(tiles, x.shape, predict)
+        conditions = prepare_conditions(denoiser, words, keys, plan_tiles(*grid, tile, overlap), grid, content, overlap,
+                                        x.device)
+        return predict_noise(denoiser, x, lr, timesteps, conditions, num_frames=len(x) // len(group),
+                             check_cancel=comfy.model_management.throw_exception_if_processing_interrupted)
 
 
 class SeTeModel(comfy.model_base.BaseModel):

@@ -209,6 +209,8 @@ def _frame_rate(text: str) -> Fraction:
 
 def _restore_one(args: argparse.Namespace, source: Path, target: Path, networks: _Networks) -> dict[str, Any]:
     """One row of the summary. Errors: SeTeVSRError."""
+    from tqdm import tqdm
+
     from .video_job import Output, footage_of, restore_video
 
     if args.skip_existing and _is_there(target):
@@ -220,10 +222,10 @@ def _restore_one(args: argparse.Namespace, source: Path, target: Path, networks:
         restorer = networks.restorer()
         journal = None if args.no_resume else journal_beside(target)
         output = Output(target, args.codec, args.quality, journal)
-        with _Progress(reader.expected_frames, source.name) as progress:
+        with tqdm(total=reader.expected_frames, unit="frame", desc=source.name, disable=None) as bar:
             result = restore_video(
                 restorer, footage_of(reader), output, settings_of(args),
-                progress=progress.message, on_frames=progress.advance,
+                progress=lambda done, message, preview: bar.set_postfix_str(message), on_frames=bar.update,
             )  # fmt: skip
     return {
         "input": str(source), "output": str(target), "status": "done", "frames": result.num_frames,
@@ -319,31 +321,3 @@ class _Networks:
 def _same_file(first: Path, second: Path) -> bool:
     return second.exists() and first.exists() and first.samefile(second)
 
-
-class _Progress:
-    """A tqdm bar over frames when stderr is a terminal, silence otherwise (and without tqdm)."""
-
-    def __init__(self, total: int | None, name: str) -> None:
-        self._bar: Any = None
-        if sys.stderr.isatty():
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                return
-            self._bar = tqdm(total=total, unit="frame", desc=name)
-
-    def message(self, done: float, message: str, preview: Any = None) -> None:
-        """The restorer's progress callback; the bar itself counts finished frames."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(message)
-
-    def advance(self, frames: int) -> None:
-        if self._bar is not None:
-            self._bar.update(frames)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()

@@ -119,7 +119,7 @@ def restore_video(
     *,
     progress: Progress | None = None,
     check_cancel: Callable[[], None] | None = None,
-    on_frames: Callable[[int], None] | None = None,
+    on_frames: Callable[[int], object] | None = None,
 ) -> Result:
     """Restores `footage` into `output`; continues what an earlier call of the same job has left in the journal.
 
@@ -175,7 +175,7 @@ class _Sink:
         writer: VideoWriter | SequenceWriter,
         footage: Footage,
         journal: Journal | None,
-        on_frames: Callable[[int], None] | None,
+        on_frames: Callable[[int], object] | None,
     ) -> None:
         self._writer = writer
         self._journal = journal

@@ -1,12 +1,13 @@
-"""Make a compact upscaler smaller or softer: the file that `setevsr train decoder --compact` begins with.
+"""Make a compact upscaler smaller, deeper or softer: the file that `setevsr train decoder --compact` begins with.
 
     python -m tools.compact OUT.safetensors A.safetensors [--mix B.safetensors 0.1] [--keep 37 --pack PACK]
-    python -m tools.compact OUT.safetensors vae.safetensors
+    python -m tools.compact OUT.safetensors vae.safetensors [--deepen 40]
 
 A VAE in place of a compact network gives its trunk, to be trained on alone (`benchmarks.regressor --start`).
 --mix takes so large a share of a second training of the same network (network interpolation, ESRGAN section 3.4): a
 little of one with an adversary. --keep leaves so many inner convolutions: one after the other goes whose absence
-changes the result least, on frames of PACK (a folder of `setevsr pack`).
+changes the result least, on frames of PACK (a folder of `setevsr pack`). --deepen adds inner convolutions at the end
+that change nothing before they learn, up to so many: room for as many weights as another network has.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.init import dirac_
 
 from setevsr_core.checkpoints import identify, load_temporal_vae
 from setevsr_core.checkpoints.registry import VAE
@@ -67,6 +69,23 @@ def pruned(weights: Weights, keep: int, frames: Tensor) -> Weights:
     return result
 
 
+def deepened(weights: Weights, count: int) -> Weights:
+    """The network with `count` inner convolutions: those added repeat what they get, with slopes of one.
+
+    Errors: SettingsError where it has more already.
+    """
+    inner = convolutions(weights)
+    if count < inner:
+        raise SettingsError(f"--deepen is {count}, and there are {inner} inner convolutions: --keep takes some away")
+    result = {key: value for key, value in weights.items() if not key.startswith(f"body.{2 * inner + 2}.")}
+    width = len(weights["body.0.weight"])
+    for place in range(2 * inner + 2, 2 * count + 2, 2):
+        result |= {f"body.{place}.weight": dirac_(torch.empty(width, width, 3, 3)),
+                   f"body.{place}.bias": torch.zeros(width), f"body.{place + 1}.weight": torch.ones(width)}
+    return result | {f"body.{2 * count + 2}.{name}": weights[f"body.{2 * inner + 2}.{name}"]
+                     for name in ("weight", "bias")}
+
+
 def compact_or_trunk(path: Path) -> Weights:
     """A compact network's weights, or those of the trunk in a native VAE's decoder."""
     if identify(path).kind != VAE:
@@ -89,6 +108,8 @@ def made(args: argparse.Namespace) -> Weights:
         lr, _ = data.sample(np.random.default_rng(SEED), FRAMES, min(CROP, data.size), 1)
         frames = torch.from_numpy(lr).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
         weights = pruned(weights, args.keep, frames)
+    if args.deepen is not None:
+        weights = deepened(weights, args.deepen)
     return weights
 
 
@@ -101,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("network", type=Path, help="a compact upscaler, or a VAE whose trunk is taken")
     parser.add_argument("--mix", nargs=2, metavar=("FILE", "SHARE"))
     parser.add_argument("--keep", type=int)
+    parser.add_argument("--deepen", type=int)
     parser.add_argument("--pack", type=Path, help="frames by which --keep chooses")
     args = parser.parse_args(argv)
     if args.keep is not None and args.pack is None:

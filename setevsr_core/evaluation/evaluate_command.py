@@ -53,6 +53,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Errors: SeTeVSRError for data, methods, settings or an out folder that do not fit; rows so far are kept."""
     import torch
+    from tqdm import tqdm
 
     from ..devices import usable_device
     from .datasets import ClipLoader, find_clips
@@ -82,8 +83,13 @@ def run(args: argparse.Namespace) -> int:
     }
     records = Records(args.out, settings)
     evaluation = Evaluation(clips, methods, loader, instruments, records, args.out, args.max_shift, look)
-    with _Progress(len(clips) * (len(methods) + 1)) as progress:
-        rows = evaluation.run(progress)
+    with tqdm(total=len(clips) * (len(methods) + 1), unit="row", disable=None) as bar:
+
+        def show(clip: str, method: str) -> None:
+            bar.set_postfix_str(f"{clip}, {method}")
+            bar.update()
+
+        rows = evaluation.run(show)
     settings["bootstrap_seed"] = args.bootstrap_seed
     text = markdown(rows, args.metrics, settings, instruments.missing)
     (args.out / "table.md").write_text(text, "utf-8")
@@ -109,27 +115,3 @@ def _chosen(clips: list[Any], names: list[str] | None) -> list[Any]:
             raise SettingsError(f"there is no clip {name!r}; the set has {', '.join(known)}")
     return [clip for clip in clips if clip.name in set(names)]
 
-
-class _Progress:
-    """A tqdm bar over rows when stderr is a terminal, silence otherwise (and without tqdm)."""
-
-    def __init__(self, total: int) -> None:
-        self._bar: Any = None
-        if sys.stderr.isatty():
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                return
-            self._bar = tqdm(total=total, unit="row")
-
-    def __call__(self, clip: str, method: str) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{clip}, {method}")
-            self._bar.update()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()

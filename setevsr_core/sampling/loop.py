@@ -92,6 +92,37 @@ def tile_region(
     return top, bottom, left, right
 
 
+def predict_noise(
+    denoiser: Any,
+    noisy: torch.Tensor,
+    lr: torch.Tensor,
+    times: torch.Tensor,
+    conditions: Conditions,
+    *,
+    num_frames: int,
+    check_cancel: CheckCancel | None = None,
+) -> torch.Tensor:
+    """The noise in `noisy` latents (B*T,4,h,w), tile by tile: LR encoder and U-Net of every tile, blended.
+
+    lr: the low-resolution latents, as many; both in the denoiser's dtype. times: (B*T,). conditions: of all tiles.
+    check_cancel() is called before every tile and stops by raising.
+    """
+
+    def predict(part: Tile) -> torch.Tensor:
+        if check_cancel is not None:
+            check_cancel()
+        return denoiser(
+            part.cut(noisy).contiguous(),
+            times,
+            num_frames=num_frames,
+            lr_maps=denoiser.encode_lr(part.cut(lr).contiguous(), times),
+            text=conditions.text,
+            semantics=conditions.semantics[part],
+        )
+
+    return blend_tiles(tuple(conditions.semantics), noisy.shape, predict)
+
+
 def _check(lr_latents: torch.Tensor, frame_indices: Sequence[int], text: Any, semantics: Any) -> None:
     if lr_latents.ndim != 4 or lr_latents.shape[0] < 1:
         raise InputError(f"latents must have the shape (frames, channels, h, w), got {tuple(lr_latents.shape)}")
@@ -154,22 +185,8 @@ def denoise(
     noisy = schedules.add_noise(latents, noise(START), run.timesteps[0])
     for index, timestep in enumerate(run.timesteps):
         times = torch.full((frames,), timestep, dtype=torch.long, device=latents.device)
-        network_input = noisy.to(denoiser.dtype)
-
-        def predict(part: Tile, times: torch.Tensor = times, source: torch.Tensor = network_input) -> torch.Tensor:
-            if check_cancel is not None:
-                check_cancel()
-            lr_maps = denoiser.encode_lr(part.cut(condition).contiguous(), times)
-            return denoiser(
-                part.cut(source).contiguous(),
-                times,
-                num_frames=frames,
-                lr_maps=lr_maps,
-                text=conditions.text,
-                semantics=conditions.semantics[part],
-            )
-
-        eps = blend_tiles(tiles, noisy.shape, predict)
+        eps = predict_noise(denoiser, noisy.to(denoiser.dtype), condition, times, conditions, num_frames=frames,
+                            check_cancel=check_cancel)
         finite = torch.isfinite(eps).all()
         clean = schedules.predict_clean(noisy, eps, timestep) if on_step is not None else None
         noisy = run.step(index, noisy, eps, lambda index=index: noise(index))
