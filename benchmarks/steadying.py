@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from setevsr_core import Restorer
-from setevsr_core.evaluation.datasets import Clip, ClipLoader, find_clips
+from setevsr_core.evaluation.datasets import Clip, ClipLoader
 from setevsr_core.evaluation.metrics import LPIPS
+from setevsr_core.video.layouts import find_clips
 from setevsr_core.video.steadying import MAX_RADIUS, steady_video
 
 from .measuring import Pair, begin, measure

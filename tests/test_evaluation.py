@@ -32,6 +32,7 @@ from setevsr_core.evaluation import (
 )
 from setevsr_core.evaluation.records import TRUTH, Records, Row
 from setevsr_core.evaluation.statistics import bootstrap
+from setevsr_core.video import layouts
 
 from .training_helpers import compact_upscaler
 
@@ -332,7 +333,7 @@ def test_layouts_are_read_as_they_are_published(
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "00000000.png").touch()
-    found = datasets.find_clips(tmp_path, layout, low)
+    found = layouts.find_clips(tmp_path, layout, low)
     got = {c.name: tuple(p and p.relative_to(tmp_path).as_posix() for p in (c.truth, c.low)) for c in found}
     assert got == expected
     assert [clip.index for clip in found] == list(range(len(found)))
@@ -355,26 +356,26 @@ def test_clips_know_the_version_of_their_frames(
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "0.png").touch()
-    assert [clip.version for clip in datasets.find_clips(tmp_path, layout, low)] == [version]
+    assert [clip.version for clip in layouts.find_clips(tmp_path, layout, low)] == [version]
 
 
 def test_unclear_and_empty_sets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no clips in the layout Vid4"):
-        datasets.find_clips(tmp_path, "Vid4")
+        layouts.find_clips(tmp_path, "Vid4")
     for folder in ("GT/city", "BIx4/city", "BDx4/city"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "0.png").touch()
     with pytest.raises(SettingsError, match="several low-resolution versions"):
-        datasets.find_clips(tmp_path, "Vid4")
+        layouts.find_clips(tmp_path, "Vid4")
     with pytest.raises(SettingsError, match="no low-resolution version 'LQ'"):
-        datasets.find_clips(tmp_path, "Vid4", "LQ")
+        layouts.find_clips(tmp_path, "Vid4", "LQ")
     with pytest.raises(SettingsError, match="unknown data set 'Vid5'"):
-        datasets.find_clips(tmp_path, "Vid5")
+        layouts.find_clips(tmp_path, "Vid5")
 
 
 def test_loading_cuts_the_centre_on_the_grid_and_degrades_with_the_clips_seed(tmp_path: Path) -> None:
     write_frames(tmp_path / "a", textured(10, 50, 70))
-    files = datasets.find_clips(tmp_path)[0]
+    files = layouts.find_clips(tmp_path)[0]
     whole = datasets.ClipLoader(frames=3).load(files)
     assert whole.truth is not None and whole.truth.shape == (3, 48, 68, 3) and whole.lr.shape == (3, 12, 17, 3)
     cut = datasets.ClipLoader(frames=3, crop=(32, 24)).load(files)
@@ -417,7 +418,7 @@ def test_low_resolution_that_does_not_belong_to_the_truth_is_refused(tmp_path: P
     write_frames(tmp_path / "GT" / "a", textured(2, 32, 32))
     write_frames(tmp_path / "LQ" / "a", textured(2, 8, 9))
     with pytest.raises(InputError, match="9x8, the truth at scale 4 asks for 8x8"):
-        datasets.ClipLoader().load(datasets.find_clips(tmp_path)[0])
+        datasets.ClipLoader().load(layouts.find_clips(tmp_path)[0])
 
 
 # ---- methods --------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def test_a_stage_is_built_where_it_is_wanted(
 ) -> None:
     """With real files: loss networks, and what starts afresh, must not stay behind on the CPU."""
     write_networks(tmp_path)
-    monkeypatch.setattr(losses, "load_backbone", lambda net, weights: None)
+    monkeypatch.setattr(losses, "fill_backbone", lambda net, weights: None)
     files = {"vae": "vae", "denoiser": "denoiser", "semantic": "semantic_encoder"} if name != "semantic" else {}
     given = {kind: tmp_path / f"{file}.safetensors" for kind, file in files.items()}
     if around:

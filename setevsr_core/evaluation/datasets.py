@@ -13,12 +13,9 @@ from torch import Tensor
 
 from ..errors import InputError, SettingsError, VideoError
 from ..training.degradation import Degradation
-from ..video.layouts import LAYOUTS, ClipFiles, find_clips, is_sequence
+from ..video.layouts import ClipFiles
 from ..video.reading import VideoReader
 from ..video.sequence import SequenceReader
-
-__all__ = ["LAYOUTS", "Clip", "ClipFiles", "ClipLoader", "find_clips", "is_sequence", "read_frames"]
-
 
 @dataclass(frozen=True)
 class Clip:

@@ -9,7 +9,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, require
+from ..checkpoints.backbones import fill_backbone
+from ..errors import require
 from .metrics import mean_distance
 
 
@@ -23,13 +24,12 @@ class DISTS:
 
     def __init__(self, weights: Path, device: torch.device | str | None = None) -> None:
         package = require("DISTS_pytorch", "DISTS-pytorch", "DISTS")
-        stored = _read(weights)
         self.metric = _without_download(package)
         own = torch.load(Path(str(package.__file__)).with_name("weights.pt"), map_location="cpu", weights_only=True)
         with torch.no_grad():
             self.metric.alpha.copy_(own["alpha"])
             self.metric.beta.copy_(own["beta"])
-        _fill(self.metric, stored, weights)
+        fill_backbone(self.metric, weights)
         self.device = torch.device(device or "cpu")
         self.metric.eval().to(self.device)
 
@@ -50,24 +50,3 @@ def _without_download(package: Any) -> Any:
     plain = models.vgg16
     with mock.patch.object(models, "vgg16", lambda **_: plain(weights=None)):
         return package.DISTS(load_weights=False)
-
-
-def _read(weights: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(weights)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{weights}' is no safetensors file ({error}); give torchvision's VGG16 "
-                              "convolutions") from error
-
-
-def _fill(network: Any, stored: dict[str, Tensor], weights: Path) -> None:
-    parts = {name: p for name, p in network.named_parameters() if name.startswith("stage")}
-    with torch.no_grad():
-        for name, parameter in parts.items():
-            key = name.split(".", 1)[1]
-            if key not in stored or stored[key].shape != parameter.shape:
-                raise CheckpointError(f"'{weights}' has no VGG16 layer '{key}'; give torchvision's VGG16 convolutions")
-            parameter.copy_(stored[key].float())

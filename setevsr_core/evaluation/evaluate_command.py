@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..devices import usable_device
-    from .datasets import ClipLoader, find_clips
+    from ..video.layouts import find_clips
+    from .datasets import ClipLoader
     from .measures import Equipment, Instruments
     from .methods import parse_methods
     from .records import Records

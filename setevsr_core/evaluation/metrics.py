@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..checkpoints.backbones import fill_backbone
 from ..errors import InputError, require
 from ..video.motion import motion_back, warp
 
@@ -123,13 +124,11 @@ class LPIPS:
     """
 
     def __init__(self, weights: Path, device: torch.device | str | None = None):
-        from ..training.losses import load_backbone
-
         lpips = require("lpips", purpose="LPIPS")
         with warnings.catch_warnings():  # the package uses an argument that torchvision has renamed
             warnings.simplefilter("ignore", UserWarning)
             self.metric = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-        load_backbone(self.metric.net, weights)
+        fill_backbone(self.metric.net, weights)
         self.device = torch.device(device or "cpu")
         self.metric.eval().to(self.device)
 

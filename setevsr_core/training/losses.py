@@ -12,6 +12,7 @@ from torch._guards import detect_fake_mode
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ..checkpoints.backbones import fill_backbone
 from ..errors import CheckpointError, require
 from ..video.motion import motion_back, warp
 
@@ -54,28 +55,8 @@ def vgg_metric(weights: Path | None, purpose: str, device: torch.device | str = 
                               "as a safetensors file with --vgg") from error
     metric.scaling_layer.to(device)  # its constants come from the old torch.Tensor(), which knows no device context
     if weights is not None and not counting:
-        load_backbone(metric.net, weights)
+        fill_backbone(metric.net, weights)
     return metric
-
-
-def load_backbone(net: nn.Module, weights: Path) -> None:
-    """Fill an lpips backbone (`slice1.0.weight`) from torchvision's convolution names (`0.weight`).
-
-    Errors: CheckpointError for a file that is not there, or does not hold these layers.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not weights.is_file():
-        raise CheckpointError(f"no perceptual weights at {weights}: give the path of a safetensors file with "
-                              "torchvision's convolution layers")
-    try:
-        stored = load_file(weights)
-        net.load_state_dict({key: stored[key.split(".", 1)[1]].float() for key in net.state_dict()})
-    except (SafetensorError, KeyError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"'{weights}' is no safetensors file of torchvision's convolution layers (0.weight, "
-                              f"0.bias, ...) for this network ({reason})") from error
 
 
 class PatchDiscriminator(nn.Module):
