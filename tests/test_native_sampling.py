@@ -128,6 +128,19 @@ def test_samplers_of_one_name_give_the_same(
 
 
 @torch.inference_mode()
+def test_comfyuis_torch_compile_gives_the_same(
+    nodes: dict[str, Any], stages: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the function of ComfyUI's TorchCompileModel; "aot_eager" traces as "inductor" does and needs no compiler."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    compiled = stages["model"].clone()
+    set_torch_compile_wrapper(model=compiled, backend="aot_eager")
+    plain = native(nodes, stages, sampler=euler)
+    assert close(native(nodes, {**stages, "model": compiled}, sampler=euler), plain) < 1e-3
+
+
+@torch.inference_mode()
 def test_keys_and_values_are_projected_once_a_segment_and_kept_no_longer(
     nodes: dict[str, Any], handles: dict[str, Any], stages: dict[str, Any], pack: ModuleType,
     monkeypatch: pytest.MonkeyPatch,

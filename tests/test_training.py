@@ -41,7 +41,7 @@ from setevsr_core.training import trainer as training
 from setevsr_core.training.activations import checkpoint_blocks
 from setevsr_core.training.batches import Batch
 from setevsr_core.training.building import build_to_count, build_weightless
-from setevsr_core.training.compact import with_compact_decoder
+from setevsr_core.training.compact import convolutions, read_compact, with_compact_decoder
 from setevsr_core.training.data import PackedDataset
 from setevsr_core.training.denoiser_stages import EncoderTeacher, SemanticStage
 from setevsr_core.training.estimate import estimate_memory, step_flops
@@ -323,6 +323,16 @@ def test_a_trunk_is_the_compact_upscaler_again_that_it_was_made_of(tmp_path: Pat
         torch.testing.assert_close(again[name], value, atol=2e-3, rtol=0, msg=name)
 
 
+@torch.no_grad()
+def test_a_deeper_compact_upscaler_gives_the_same_before_it_learns(tmp_path: Path) -> None:
+    weights, low = compact_upscaler(width=8, inner=2), torch.rand(1, 3, 16, 16)
+    save_file(weights, tmp_path / "whole.safetensors")
+    compact.main([str(tmp_path / "deeper.safetensors"), str(tmp_path / "whole.safetensors"), "--deepen", "5"])
+    deeper = read_compact(tmp_path / "deeper.safetensors")
+    assert convolutions(deeper) == 5
+    assert torch.equal(compact.residual(deeper, low, [2, 4, 6, 8, 10]), compact.residual(weights, low, [2, 4]))
+
+
 def test_a_compact_upscaler_is_taken_over_whatever_device_is_chosen_around() -> None:
     """As on a GPU, where the stage is built in a context of the device; what is computed on "meta" has no values."""
     weights, vae = compact_upscaler(width=8, inner=2), TemporalVAE(TINY_VAE)
@@ -340,7 +350,7 @@ def test_a_compact_upscaler_is_taken_over_whatever_device_is_chosen_around() -> 
     ("--mix whole 1.5", "share between 0 and 1, not 1.5"), ("--mix nowhere 0.1", "nowhere.* cannot be read"),
     ("--mix cut 0.1", "body.2.bias is missing, expected .8,"), ("--keep 3", "needs --pack"),
     ("--keep 3 --pack packed", "it must lie in 1..2"), ("--keep 0 --pack packed", "it must lie in 1..2"),
-    ("--keep 1 --pack nowhere", "nowhere"),
+    ("--keep 1 --pack nowhere", "nowhere"), ("--deepen 1", "--deepen is 1, and there are 2"),
 ])  # fmt: skip
 def test_compacting_says_what_is_wrong_and_writes_nothing(
     more: str, named: str, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -17,6 +17,7 @@ from ..video.layouts import ClipFiles
 from ..video.reading import VideoReader
 from ..video.sequence import SequenceReader
 
+
 @dataclass(frozen=True)
 class Clip:
     """A loaded clip: lr (N, h, w, 3) and truth (N, h * scale, w * scale, 3) or None, float32 in 0..1.
