@@ -128,9 +128,7 @@ def test_samplers_of_one_name_give_the_same(
 
 
 @torch.inference_mode()
-def test_comfyuis_torch_compile_gives_the_same(
-    nodes: dict[str, Any], stages: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_comfyuis_torch_compile_gives_the_same(nodes: dict[str, Any], stages: dict[str, Any]) -> None:
     """By the function of ComfyUI's TorchCompileModel; "aot_eager" traces as "inductor" does and needs no compiler."""
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
